@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a fresh clone needs only Python 3.11+, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint examples wheel compat clean
+
+help:           ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[all]' --group dev
+	@touch $@
+
+setup: .venv/.done ## Make the development environment in .venv.
+
+demo: setup     ## Search digit tasks exhaustively and gated; print what was saved.
+	$(BIN)/python examples/demo.py
+
+test: setup     ## Run the tests.
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup ## Run the tests, the slow ones too.
+	$(BIN)/python -m pytest
+
+lint: setup     ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+examples: setup ## Run every example.
+	@for example in examples/[0-9]*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
+	rm -rf dist build .venv-wheel
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python tests/check_distribution.py dist
+
+compat: setup   ## Run the tests against the oldest versions that pyproject.toml claims.
+	PYTHON=$(PYTHON) tests/run_compat.sh
+
+clean:          ## Remove everything that the other targets made.
+	rm -rf .venv .venv-* build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,337 @@
+"""The gate: decide before the user's objective trains, with nothing but Optuna's public API.
+
+What it must satisfy: an eliminated trial ends PRUNED with every parameter of the search space
+suggested, since samplers infer their space from such trials too (a trial that stops after two
+suggestions narrows TPE's space to those two for good); the study's sampler and pruner stay as they
+are; and an eliminated pair never trains.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import Trial, TrialState
+
+from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.savings import Outcome, Recorder, TrialRecord
+from transfer_pruner_optuna.records import (
+    PairOfTrial,
+    decision_attributes,
+    plain_source,
+    record_study,
+)
+
+Value = float | Sequence[float]
+Objective = Callable[[Trial], Value]
+
+_SCOUTING_ATTEMPTS = 10
+
+
+def gate(
+    objective: Objective,
+    rule: EliminationRule,
+    *,
+    search_space: Mapping[str, BaseDistribution] | None = None,
+    source_param: str = "source",
+    target_param: str = "target",
+    target: str | None = None,
+    tracker: Recorder | None = None,
+) -> Objective:
+    """Wrap an objective so that eliminated pairs are pruned before it trains.
+
+    Every trial is marked with the user attributes ``transfer_pruner.eliminated`` (0 or 1) and
+    ``transfer_pruner.score``, an eliminated one with ``transfer_pruner.reason`` too.
+
+    Parameters
+    ----------
+    objective : callable of a Trial
+        As it is. It suggests the source task, and the target task unless `target` is given, as
+        categorical parameters; a source of None, or the target itself, is the single-task baseline.
+    rule : EliminationRule
+    search_space : mapping of str to distribution, optional
+        The parameters that the objective suggests. Given, the objective is not even entered for an
+        eliminated pair. Left out, it is taken from the study's finished trials; in a study that has
+        none, the objective runs until it has suggested source and target, and if the first pair is
+        eliminated, one kept pair is trained in an extra trial to learn the space from.
+    source_param, target_param : str
+        Names of the two parameters.
+    target : str, optional
+        The target task of a study that searches over sources only.
+    tracker : SavingsTracker, optional
+        Or anything with ``record(TrialRecord)``; told of every trial.
+
+    Returns
+    -------
+    callable
+        For ``study.optimize``; raises `optuna.TrialPruned` for an eliminated pair.
+
+    Raises
+    ------
+    ValueError
+        If `search_space` lacks the source or the target.
+    """
+    return _Gate(
+        objective, rule, PairOfTrial(source_param, target_param, target), search_space, tracker
+    )
+
+
+class _Gate:
+    def __init__(
+        self,
+        objective: Objective,
+        rule: EliminationRule,
+        pair_of: PairOfTrial,
+        search_space: Mapping[str, BaseDistribution] | None,
+        tracker: Recorder | None,
+    ) -> None:
+        self._objective = objective
+        self._rule = rule
+        self._pair_of = pair_of
+        self._given_space = dict(search_space) if search_space is not None else None
+        self._tracker = tracker
+        self._lock = threading.Lock()
+        self._scouting = threading.Lock()
+        # One for each study that this gate has met, by name.
+        self._finished_spaces: dict[str, IntersectionSearchSpace] = {}
+        if self._given_space is not None:
+            missing = [name for name in pair_of.params if name not in self._given_space]
+            if missing:
+                raise ValueError(
+                    f"search_space lacks {missing[0]!r}; it has: "
+                    f"{', '.join(self._given_space) or 'nothing'}. Add it, or name the parameter "
+                    "with source_param= and target_param=."
+                )
+
+    def __call__(self, trial: Trial) -> Value:
+        started = time.perf_counter()
+        self._meet(trial.study)
+        space = self._search_space(trial.study)
+        if not self._covers(space):
+            return self._run_unknown(trial, started)
+        for name in self._pair_of.params:
+            _suggest(trial, name, space[name])
+        decision = self._decide(trial)
+        if decision.eliminated:
+            raise self._eliminate(trial, decision, space, started)
+        self._mark(trial, decision)
+        return self._train(trial, trial, decision, started)
+
+    def _covers(self, space: Mapping[str, BaseDistribution]) -> bool:
+        return all(name in space for name in self._pair_of.params)
+
+    def _search_space(self, study: optuna.Study) -> dict[str, BaseDistribution]:
+        if self._given_space is not None:
+            return self._given_space
+        with self._lock:
+            return self._finished_spaces[study.study_name].calculate(study)
+
+    def _decide(self, trial: Trial) -> Decision:
+        return self._rule.decide(*self._pair_of(trial.params))
+
+    def _run_unknown(self, trial: Trial, started: float) -> Value:
+        """Run the objective until the pair is known: the study does not show its space yet."""
+        watched = _WatchedTrial(trial, self._on_suggest)
+        try:
+            return self._train(trial, watched, None, started)
+        except _PairEliminated as eliminated:
+            decision = eliminated.decision
+        held = [(trial, decision, started)]
+        with self._scouting:
+            space = self._search_space(trial.study)
+            for _ in range(_SCOUTING_ATTEMPTS):
+                if self._covers(space):
+                    break
+                held += self._scout(trial)
+                space = self._search_space(trial.study)
+        for other, its_decision, its_start in held[1:]:
+            self._eliminate(other, its_decision, space, its_start)
+            trial.study.tell(other, state=TrialState.PRUNED)
+        raise self._eliminate(trial, decision, space, started)
+
+    def _on_suggest(self, trial: Trial) -> bool:
+        """Decide as soon as the objective has suggested the pair; say whether it has."""
+        if any(name not in trial.params for name in self._pair_of.params):
+            return False
+        decision = self._decide(trial)
+        if decision.eliminated:
+            raise _PairEliminated(decision)
+        self._mark(trial, decision)
+        return True
+
+    def _scout(self, trial: Trial) -> list[tuple[Trial, Decision, float]]:
+        """Train a kept pair in a trial of its own, so that the study shows its whole space.
+
+        Returns the trial if another worker took the enqueued one and ours is eliminated as well.
+        """
+        kept = self._kept_params(trial)
+        if kept is None:
+            return []
+        study = trial.study
+        study.enqueue_trial(kept, user_attrs={"transfer_pruner.scout": 1})
+        scout, started = study.ask(), time.perf_counter()
+        watched = _WatchedTrial(scout, self._on_suggest)
+        try:
+            value = self._train(scout, watched, None, started)
+        except _PairEliminated as eliminated:
+            return [(scout, eliminated.decision, started)]
+        except optuna.TrialPruned:
+            study.tell(scout, state=TrialState.PRUNED)
+        except BaseException:
+            study.tell(scout, state=TrialState.FAIL)
+            raise
+        else:
+            study.tell(scout, value)
+        return []
+
+    def _kept_params(self, trial: Trial) -> dict[str, Any] | None:
+        """Find a pair that the rule keeps, for the trial's own target if there is one."""
+        names = self._pair_of.params
+        choices = []
+        for name in names:
+            distribution = trial.distributions[name]
+            if not isinstance(distribution, CategoricalDistribution):
+                return None
+            own = trial.params[name]
+            choices.append([own, *(choice for choice in distribution.choices if choice != own)])
+        for values in product(*reversed(choices)):
+            params = dict(zip(reversed(names), values, strict=True))
+            if not self._rule.decide(*self._pair_of(params)).eliminated:
+                return params
+        return None
+
+    def _eliminate(
+        self,
+        trial: Trial,
+        decision: Decision,
+        space: Mapping[str, BaseDistribution],
+        started: float,
+    ) -> optuna.TrialPruned:
+        for name, distribution in space.items():
+            _suggest(trial, name, distribution)
+        self._mark(trial, decision)
+        self._record(trial, decision, "eliminated", started)
+        return optuna.TrialPruned(f"eliminated before training: {decision.reason}")
+
+    def _train(
+        self, trial: Trial, shown: Trial, decision: Decision | None, started: float
+    ) -> Value:
+        """Enter the objective and record how it ended; `shown` is the trial that it is shown."""
+        value: Value = math.nan
+        outcome: Outcome = "failed"
+        try:
+            value = self._objective(shown)
+            outcome = "trained"
+        except optuna.TrialPruned:
+            outcome = "trained"
+            raise
+        except _PairEliminated:
+            outcome = "eliminated"
+            raise
+        finally:
+            if outcome != "eliminated":
+                self._record(trial, decision, outcome, started, value)
+        return value
+
+    def _mark(self, trial: Trial, decision: Decision) -> None:
+        for key, attribute in decision_attributes(decision).items():
+            trial.set_user_attr(key, attribute)
+
+    def _meet(self, study: optuna.Study) -> None:
+        """Write once which rule decides, where the study's other constants are."""
+        with self._lock:
+            if study.study_name not in self._finished_spaces:
+                self._finished_spaces[study.study_name] = IntersectionSearchSpace()
+                record_study(study, self._rule)
+
+    def _record(
+        self,
+        trial: Trial,
+        decision: Decision | None,
+        outcome: Outcome,
+        started: float,
+        value: Value = math.nan,
+    ) -> None:
+        if self._tracker is None or any(name not in trial.params for name in self._pair_of.params):
+            return
+        source, target = self._pair_of(trial.params)
+        decision = decision or self._rule.decide(source, target)
+        self._tracker.record(
+            TrialRecord(
+                number=trial.number,
+                source=plain_source(source, target),
+                target=target,
+                outcome=outcome,
+                seconds=time.perf_counter() - started,
+                value=math.nan if isinstance(value, Sequence) else float(value),
+                score=decision.score,
+                probability=decision.probability,
+                reason=decision.reason,
+                hyperparameters=self._pair_of.hyperparameters(trial.params),
+            )
+        )
+
+
+class _PairEliminated(BaseException):
+    """Leaves the user's objective from inside a suggestion.
+
+    No Exception, so that a broad ``except Exception`` around the training cannot swallow it.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+
+
+class _WatchedTrial(Trial):
+    """The user's trial itself, which tells after each suggestion: it shares the trial's state."""
+
+    __slots__ = ("_decided", "_on_suggest")
+
+    def __init__(self, trial: Trial, on_suggest: Callable[[Trial], bool]) -> None:
+        self.__dict__ = trial.__dict__
+        self._on_suggest = on_suggest
+        self._decided = False
+
+    def suggest_categorical(self, *args: Any, **kwargs: Any) -> Any:
+        return self._told(super().suggest_categorical(*args, **kwargs))
+
+    def suggest_float(self, *args: Any, **kwargs: Any) -> float:
+        value: float = self._told(super().suggest_float(*args, **kwargs))
+        return value
+
+    def suggest_int(self, *args: Any, **kwargs: Any) -> int:
+        value: int = self._told(super().suggest_int(*args, **kwargs))
+        return value
+
+    def _told(self, value: Any) -> Any:
+        if not self._decided:
+            self._decided = self._on_suggest(self)
+        return value
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
+    """Suggest a parameter by its distribution; one that was suggested before stays as it is."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, FloatDistribution):
+        trial.suggest_float(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    else:
+        raise ValueError(f"search_space[{name!r}] must be a distribution but is {distribution!r}.")

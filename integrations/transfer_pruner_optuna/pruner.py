@@ -1,0 +1,65 @@
+"""The pruner, for objectives that call should_prune() and for ask-and-tell loops."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.trial import FrozenTrial
+
+from transfer_pruner.rule import EliminationRule
+from transfer_pruner_optuna.records import ELIMINATED, PairOfTrial, decision_attributes
+
+
+class TransferPruner(BasePruner):
+    """Prune eliminated pairs, and leave the others to another pruner.
+
+    Call ``trial.should_prune()`` once after all parameters are suggested and before training; a
+    trial that is stopped earlier narrows the space that samplers infer. Where the objective cannot
+    be changed, use `gate`.
+
+    Parameters
+    ----------
+    rule : EliminationRule
+    wrapped_pruner : optuna.pruners.BasePruner, optional
+        Asked about every trial that is not eliminated; none is pruned if left out.
+    source_param, target_param : str
+        Names of the two parameters. A trial that has not suggested them is left to the wrapped
+        pruner.
+    target : str, optional
+        The target task of a study that searches over sources only.
+
+    Raises
+    ------
+    ValueError
+        If `wrapped_pruner` is a HyperbandPruner: samplers look for one in ``study.pruner`` and
+        would not find it. Keep it there and use `gate`.
+    """
+
+    def __init__(
+        self,
+        rule: EliminationRule,
+        *,
+        wrapped_pruner: BasePruner | None = None,
+        source_param: str = "source",
+        target_param: str = "target",
+        target: str | None = None,
+    ) -> None:
+        if isinstance(wrapped_pruner, HyperbandPruner):
+            raise ValueError(
+                "wrapped_pruner cannot be a HyperbandPruner, which samplers must find in "
+                "study.pruner: keep it there and pass gate(objective, rule) to optimize()."
+            )
+        self._rule = rule
+        self._wrapped_pruner = wrapped_pruner or NopPruner()
+        self._pair_of = PairOfTrial(source_param, target_param, target)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to stop the trial: its pair is eliminated, or the wrapped pruner says so."""
+        if any(name not in trial.params for name in self._pair_of.params):
+            return self._wrapped_pruner.prune(study, trial)
+        decision = self._rule.decide(*self._pair_of(trial.params))
+        if ELIMINATED not in trial.user_attrs:
+            # Optuna hands pruners a frozen trial, on which no public call can write.
+            for key, value in decision_attributes(decision).items():
+                study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        return decision.eliminated or self._wrapped_pruner.prune(study, trial)

@@ -1,0 +1,62 @@
+"""Eliminate unpromising (source task, target task) pairs before a training step.
+
+Importing this package loads nothing heavy: each name is imported on first use, so that a search
+worker that only asks a rule for a decision starts fast and needs no deep-learning library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transfer_pruner.attribution import embed
+    from transfer_pruner.embedding import (
+        TaskEmbedding,
+        TransferPrunerWarning,
+        load_embeddings,
+        save_embeddings,
+    )
+    from transfer_pruner.pairs import pair_features
+    from transfer_pruner.predictor import TransferPredictor
+    from transfer_pruner.rule import Decision, EliminationRule
+    from transfer_pruner.savings import Regret, Savings, TrialRecord, estimate_savings, regret
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decision",
+    "EliminationRule",
+    "Regret",
+    "Savings",
+    "TaskEmbedding",
+    "TransferPredictor",
+    "TransferPrunerWarning",
+    "TrialRecord",
+    "embed",
+    "estimate_savings",
+    "load_embeddings",
+    "pair_features",
+    "regret",
+    "save_embeddings",
+]
+
+_HOMES = {
+    "attribution": ("embed",),
+    "embedding": ("TaskEmbedding", "TransferPrunerWarning", "load_embeddings", "save_embeddings"),
+    "pairs": ("pair_features",),
+    "predictor": ("TransferPredictor",),
+    "rule": ("Decision", "EliminationRule"),
+    "savings": ("Regret", "Savings", "TrialRecord", "estimate_savings", "regret"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'transfer_pruner' has no attribute {name!r}")
+    return getattr(import_module(f"transfer_pruner.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

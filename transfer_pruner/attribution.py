@@ -1,0 +1,326 @@
+"""From a single-task model and probe examples to a task embedding, through Captum.
+
+With text.py the only module that imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfer_pruner import __version__
+from transfer_pruner.embedding import EXAMPLES, TaskEmbedding
+
+try:
+    import torch
+    from captum.attr import LayerConductance, LayerGradientXActivation
+    from torch import Tensor, nn
+except ImportError as error:  # pragma: no cover - the wheel's check runs it in an empty environment
+    raise ImportError(
+        "embedding a task needs torch and captum: pip install 'transfer-pruner[attribution]'."
+    ) from error
+
+Forward = Callable[[Tensor], Tensor]
+Attribute = Callable[[Forward, nn.Module, Tensor, Tensor, int | None, int], Tensor]
+
+
+def _conductance(
+    forward: Forward,
+    layer: nn.Module,
+    inputs: Tensor,
+    baselines: Tensor,
+    target: int | None,
+    n_steps: int,
+) -> Tensor:
+    attribution = LayerConductance(forward, layer)
+    return _first(attribution.attribute(inputs, baselines, target=target, n_steps=n_steps))
+
+
+def _gradient_x_activation(
+    forward: Forward,
+    layer: nn.Module,
+    inputs: Tensor,
+    baselines: Tensor,
+    target: int | None,
+    n_steps: int,
+) -> Tensor:
+    return _first(LayerGradientXActivation(forward, layer).attribute(inputs, target=target))
+
+
+METHODS: dict[str, Attribute] = {
+    "conductance": _conductance,
+    "gradient_x_activation": _gradient_x_activation,
+}
+
+
+def embed(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    name: str,
+    target: int | None = None,
+    baselines: Tensor | float | None = None,
+    layers: Sequence[str] | None = None,
+    method: str = "conductance",
+    n_steps: int = 20,
+    batch_size: int = 64,
+) -> TaskEmbedding:
+    r"""Embed a task by the attributions of its single-task model on probe examples.
+
+    With the default method, neuron j of a layer is given its layer conductance, averaged over the
+    probe examples x with baseline input x' and summed over positions:
+
+    .. math:: a_j = E_x \int_0^1 \frac{\partial F}{\partial y_j}
+              \frac{\partial y_j}{\partial \alpha} \, d\alpha, \quad y = y(x' + \alpha (x - x'))
+
+    so that :math:`\sum_j a_j = E_x[F(x) - F(x')]` for a layer that everything passes through.
+
+    To compare two tasks example by example, embed both on the same probe examples.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The single-task model. Its output has shape (n,) or (n, n_classes). It is put into eval
+        mode while it is attributed, and back afterwards.
+    inputs : Tensor of shape (n_probe, ...)
+        The probe examples; labels are not needed. Moved to the model's device a batch at a time.
+    name : str
+        The task.
+    target : int, optional
+        Which output to attribute; leave it out if the output has shape (n,).
+    baselines : Tensor or float, optional
+        The baseline input, 0 if left out: a number, or a tensor of the shape of one example with a
+        leading 1, or of `inputs`.
+    layers : sequence of str, optional
+        Names of modules as in ``model.named_modules()``. Left out: the blocks of a transformer
+        (members of a ``ModuleList``), else every module that holds weights of its own, but for the
+        output head; only modules that run exactly once in a forward pass.
+    method : {"conductance", "gradient_x_activation"}
+        Layer conductance (Dhamdhere et al. 2018) as the paper uses it, or gradient times
+        activation, which costs `n_steps` times less and needs no baseline input.
+    n_steps : int
+        Steps of the integral.
+    batch_size : int
+        Probe examples attributed together. Captum holds `n_steps` copies of them at once.
+
+    Returns
+    -------
+    TaskEmbedding
+        With the signal ``"examples/<layer>"`` of shape (n_probe, width) for every layer.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, a layer does not exist, or attributions are not finite.
+    """
+    started = time.perf_counter()
+    _check(inputs, method, n_steps, batch_size)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def forward(batch: Tensor) -> Tensor:
+        return _first(model(batch))
+
+    with _evaluating(model):
+        probe = inputs[:1].to(device)
+        _check_target(forward, probe, target)
+        names = list(layers) if layers is not None else _default_layers(model, probe)
+        modules = _modules(model, names)
+        examples: dict[str, list[NDArray[np.float32]]] = {layer: [] for layer in names}
+        change = []
+        for start in range(0, len(inputs), batch_size):
+            batch = inputs[start : start + batch_size].to(device)
+            reference = _baseline(baselines, batch, start)
+            change.append(_output_change(forward, batch, reference, target))
+            for layer, module in modules.items():
+                attributed = METHODS[method](forward, module, batch, reference, target, n_steps)
+                examples[layer].append(_sum_positions(module, attributed))
+    stacked = {layer: np.concatenate(parts) for layer, parts in examples.items()}
+    return TaskEmbedding(
+        name=name,
+        vectors={layer: values.mean(axis=0) for layer, values in stacked.items()},
+        signals={EXAMPLES + layer: values for layer, values in stacked.items()},
+        provenance={
+            "task": name,
+            "model": _fingerprint_model(model),
+            "probe": _fingerprint(inputs),
+            "n_probe": len(inputs),
+            "method": method,
+            "target": target,
+            "layers": names,
+            "n_steps": n_steps,
+            "baselines": _describe(baselines),
+            "output_change": float(np.concatenate(change).mean()),
+            "seconds": time.perf_counter() - started,
+            "versions": {
+                "transfer_pruner": __version__,
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("torch", "captum")},
+            },
+        },
+    )
+
+
+def _check(inputs: Tensor, method: str, n_steps: int, batch_size: int) -> None:
+    if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ValueError(f"inputs must be a tensor of one or more probe examples but got {got}.")
+    if not inputs.is_floating_point():
+        raise ValueError(
+            f"inputs must be floating-point numbers but got {inputs.dtype}: attributions follow "
+            "the path from a baseline input, which whole numbers do not have."
+        )
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)} but got {method!r}.")
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1 but got {n_steps}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
+
+
+def _check_target(forward: Forward, probe: Tensor, target: int | None) -> None:
+    with torch.no_grad():
+        shape = tuple(forward(probe).shape)
+    if len(shape) > 2:
+        raise ValueError(
+            f"the model's output must be of shape (n,) or (n, outputs) but is {shape}."
+        )
+    outputs = shape[1] if len(shape) == 2 else None
+    if outputs is None and target is not None:
+        raise ValueError(f"target must be left out for a model with one output but got {target}.")
+    if outputs is not None and (target is None or not 0 <= target < outputs):
+        raise ValueError(
+            f"target must say which of the model's {outputs} outputs to attribute, from 0 to "
+            f"{outputs - 1}, but got {target}."
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout and batch statistics off, and each module back to the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    for name in names:
+        if not name or name not in modules:
+            known = [module for module in modules if module]
+            close = difflib.get_close_matches(name, known, n=3) or known[:10]
+            raise ValueError(
+                f"layers holds {name!r}, which is no module of the model. Similar names: "
+                f"{', '.join(close)}."
+            )
+    if not names:
+        raise ValueError("layers must name at least one module of the model but is empty.")
+    return {name: modules[name] for name in names}
+
+
+def _default_layers(model: nn.Module, probe: Tensor) -> list[str]:
+    runs: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if name:
+            hooks.append(module.register_forward_hook(lambda *_, name=name: runs.append(name)))
+    try:
+        with torch.no_grad():
+            model(probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules = dict(model.named_modules())
+    once = [name for name in dict.fromkeys(runs) if runs.count(name) == 1]
+    blocks = [name for name in once if _is_block(modules, name)]
+    if len(blocks) > 1:
+        return blocks
+    weighted = [
+        name
+        for name in once
+        if any(True for _ in modules[name].parameters(recurse=False))
+        and not isinstance(modules[name], (nn.Embedding, nn.modules.batchnorm._BatchNorm))
+    ]
+    # The last one is the output head: its attributions are the output change, whatever the task.
+    if len(weighted) < 2:
+        raise ValueError(
+            "layers cannot be chosen for this model: no module with weights but the output head "
+            f"runs exactly once. Name some of: {', '.join(list(modules)[1:11]) or 'none'}."
+        )
+    return weighted[:-1]
+
+
+def _is_block(modules: dict[str, nn.Module], name: str) -> bool:
+    parent, _, index = name.rpartition(".")
+    return index.isdigit() and isinstance(modules.get(parent), nn.ModuleList)
+
+
+def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Tensor:
+    if not isinstance(baselines, Tensor):
+        return torch.full_like(batch, 0.0 if baselines is None else float(baselines))
+    rows = baselines if len(baselines) == 1 else baselines[start : start + len(batch)]
+    try:
+        return rows.to(batch).expand_as(batch)
+    except RuntimeError:
+        raise ValueError(
+            f"baselines of shape {tuple(baselines.shape)} do not fit inputs whose examples have "
+            f"shape {tuple(batch.shape[1:])}."
+        ) from None
+
+
+def _output_change(
+    forward: Forward, batch: Tensor, reference: Tensor, target: int | None
+) -> NDArray[np.float64]:
+    with torch.no_grad():
+        change = forward(batch) - forward(reference)
+    if target is not None:
+        change = change[:, target]
+    return change.double().cpu().numpy()
+
+
+def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]:
+    """Bring attributions of any shape to (n, width), float32."""
+    if attributed.dim() == 1:
+        attributed = attributed[:, None]
+    channels_first = attributed.dim() > 3 or isinstance(module, nn.modules.conv._ConvNd)
+    width_axis = 1 if channels_first else attributed.dim() - 1
+    positions = [axis for axis in range(1, attributed.dim()) if axis != width_axis]
+    summed = attributed.sum(dim=positions) if positions else attributed
+    return summed.detach().float().cpu().numpy()
+
+
+def _first(output: Any) -> Tensor:
+    """Take the tensor out of what a module returned: itself, a tuple or a transformers output."""
+    logits = getattr(output, "logits", None)
+    tensor: Tensor = logits if logits is not None else output
+    return tensor[0] if isinstance(tensor, tuple) else tensor
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    array = tensor.detach().float().cpu().contiguous().numpy()
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def _fingerprint_model(model: nn.Module) -> str:
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}{_fingerprint(tensor)}".encode())
+    return digest.hexdigest()
+
+
+def _describe(baselines: Tensor | float | None) -> float | str:
+    if isinstance(baselines, Tensor):
+        return _fingerprint(baselines)
+    return 0.0 if baselines is None else float(baselines)

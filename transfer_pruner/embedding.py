@@ -1,0 +1,240 @@
+"""Task embeddings: what attributions say of one single-task model, in memory and on disk.
+
+This module must load without torch, and nothing that it reads can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FORMAT = 1
+EXAMPLES = "examples/"
+"""Prefix of the signals that hold one attribution vector for each probe example."""
+
+_SUFFIX = ".safetensors"
+
+
+class TransferPrunerWarning(UserWarning):
+    """Something was kept, skipped or left out; the message says what and how often."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskEmbedding:
+    """The vectors that attributions of one single-task model give, a layer at a time.
+
+    Immutable: its arrays are read-only, and copies (``copy.deepcopy``, ``sklearn.base.clone``)
+    share them.
+
+    Parameters
+    ----------
+    name : str
+        The task. Pairs refer to it by this name.
+    vectors : mapping of str to array of shape (width,)
+        Layer name -> signed attribution of each neuron, summed over positions and averaged over
+        the probe examples. Stored as float32. With layer conductance the sum of a vector is the
+        mean change of the model's output from the baseline input to the input.
+    signals : mapping of str to array, optional
+        Further measurements by name, stored as float32. ``"examples/<layer>"``, of shape
+        (n_probe, width), holds the attributions of each probe example before averaging.
+    provenance : mapping of str to JSON values, optional
+        Where the embedding comes from: fingerprints of model and probe, method, layers, steps,
+        library versions, seconds.
+
+    Raises
+    ------
+    ValueError
+        If the name is empty, there is no vector, a vector is not one-dimensional, or a value is
+        NaN or infinite.
+    """
+
+    name: str
+    vectors: Mapping[str, NDArray[np.float32]]
+    signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name must be a non-empty string but got {self.name!r}.")
+        if not self.vectors:
+            raise ValueError(f"vectors of task {self.name!r} must hold at least one layer.")
+        for layer, vector in self.vectors.items():
+            if np.ndim(vector) != 1:
+                raise ValueError(
+                    f"vectors[{layer!r}] of task {self.name!r} must be one-dimensional but has "
+                    f"shape {np.shape(vector)}."
+                )
+        object.__setattr__(self, "vectors", self._frozen("vectors", self.vectors))
+        object.__setattr__(self, "signals", self._frozen("signals", self.signals))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def _frozen(
+        self, what: str, arrays: Mapping[str, ArrayLike]
+    ) -> Mapping[str, NDArray[np.float32]]:
+        frozen = {}
+        for key, values in arrays.items():
+            array = np.array(values, dtype=np.float32, order="C")
+            bad = int(array.size - np.isfinite(array).sum())
+            if bad:
+                raise ValueError(
+                    f"{what}[{key!r}] of task {self.name!r} has {bad} NaN or infinite values of "
+                    f"{array.size}: check that the model's outputs are finite on the probe "
+                    "examples and on the baseline input."
+                )
+            array.flags.writeable = False
+            frozen[key] = array
+        return MappingProxyType(frozen)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in the order in which they were attributed."""
+        return tuple(self.vectors)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the name, the vectors and the signals: equal for equal inputs and seed."""
+        digest = hashlib.sha256(self.name.encode())
+        for what in (self.vectors, self.signals):
+            for key in sorted(what):
+                digest.update(f"\0{key}\0{what[key].shape}\0".encode())
+                digest.update(what[key].tobytes())
+        return digest.hexdigest()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TaskEmbedding:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy does not travel between processes; the dicts behind it do.
+        parts = (dict(self.vectors), dict(self.signals), dict(self.provenance))
+        return (TaskEmbedding, (self.name, *parts))
+
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{layer}: {len(vector)}" for layer, vector in self.vectors.items())
+        return f"TaskEmbedding({self.name!r}, {{{widths}}})"
+
+
+def save_embeddings(embeddings: Iterable[TaskEmbedding], directory: str | os.PathLike[str]) -> None:
+    """Write one safetensors file for each task into a directory.
+
+    A file is written beside its place and renamed, so a reader never sees half of one. A task that
+    is already there is replaced; other files are left alone.
+
+    Parameters
+    ----------
+    embeddings : iterable of TaskEmbedding
+    directory : path
+        Made if it does not exist.
+
+    Raises
+    ------
+    ValueError
+        If two embeddings have the same name; nothing is written then.
+    """
+    embeddings = list(embeddings)
+    names = [embedding.name for embedding in embeddings]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"embeddings hold the same task more than once: {', '.join(repeated)}.")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for embedding in embeddings:
+        write_atomically(directory / (quote(embedding.name, safe="") + _SUFFIX), _encode(embedding))
+
+
+def load_embeddings(directory: str | os.PathLike[str]) -> dict[str, TaskEmbedding]:
+    """Read every task embedding of a directory.
+
+    Parameters
+    ----------
+    directory : path
+        What `save_embeddings` wrote.
+
+    Returns
+    -------
+    dict of str to TaskEmbedding
+        Task name -> embedding, sorted by file name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory does not exist or holds no embedding.
+    ValueError
+        If a file is truncated or is not a task embedding; the message names it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"directory {str(directory)!r} does not exist.")
+    files = sorted(directory.glob("*" + _SUFFIX))
+    if not files:
+        raise FileNotFoundError(
+            f"directory {str(directory)!r} holds no {_SUFFIX} file: write some with "
+            "save_embeddings()."
+        )
+    return {embedding.name: embedding for embedding in map(_decode, files)}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it: there is the old file or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; embeddings and rules are shared like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _encode(embedding: TaskEmbedding) -> bytes:
+    from safetensors.numpy import save
+
+    tensors = {f"vectors/{key}": value for key, value in embedding.vectors.items()}
+    tensors |= {f"signals/{key}": value for key, value in embedding.signals.items()}
+    header = {
+        "format": FORMAT,
+        "name": embedding.name,
+        "layers": embedding.layers,
+        "signals": list(embedding.signals),
+        "provenance": dict(embedding.provenance),
+    }
+    encoded: bytes = save(tensors, metadata={"transfer_pruner": json.dumps(header)})
+    return encoded
+
+
+def _decode(path: Path) -> TaskEmbedding:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["transfer_pruner"])
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
+            # safetensors orders tensors by size: the header keeps the model's order of layers.
+            return TaskEmbedding(
+                name=header["name"],
+                vectors={key: file.get_tensor(f"vectors/{key}") for key in header["layers"]},
+                signals={key: file.get_tensor(f"signals/{key}") for key in header["signals"]},
+                provenance=header["provenance"],
+            )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not a whole task embedding ({error}): delete it and embed the task "
+            "again."
+        ) from error

@@ -1,0 +1,235 @@
+"""The predictor of transfer gain: a scikit-learn estimator on (source, target) pairs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GroupKFold, KFold
+
+from transfer_pruner.embedding import TaskEmbedding, TransferPrunerWarning
+from transfer_pruner.pairs import (
+    FloatArray,
+    attribution_score,
+    pair_columns,
+    pair_features,
+    source_popularity,
+)
+
+
+class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Predict the transfer gain of ordered pairs from attributions and measured transfers.
+
+    Before `fit`, `predict` ranks pairs by `pairs.attribution_score`. After it, the gain s -> t is
+
+    .. math:: \hat g(s, t) = \ell(t) + f(x(s, t))
+
+    where :math:`\ell(t)` is the mean measured gain of the target, shrunk towards the mean over
+    targets by one target's worth of evidence (an unseen target gets that mean), and f a forest on
+    the gains relative to their target, over the features of `pairs.pair_features` and the source's
+    popularity on other targets. Ours.
+
+    Parameters
+    ----------
+    embeddings : dict of str to TaskEmbedding, optional
+        Task name -> embedding. Left out: measured transfers alone are learnt from.
+    target_embeddings : dict of str to TaskEmbedding, optional
+        Of the tasks as targets, where the model that a target has (trained on a few labels, say) is
+        not the one that the task would be a source with. The same as `embeddings` if left out.
+    regressor : scikit-learn regressor, optional
+        f; it must take missing values. A random forest of 200 trees if left out.
+    source_column, target_column : str
+        Names of the two columns of a table of pairs.
+    random_state : int
+        Seed of the default forest. Equal seeds and data give equal predictions.
+
+    Attributes
+    ----------
+    regressor_ : the fitted f.
+    residuals_ : array
+        Measured minus predicted gains, each predicted without its own target (by groups of
+        targets; by pairs if there are fewer than three targets). `predict_proba` rests on them.
+    measured_ : DataFrame
+        The transfers learnt from: source, target, gain.
+
+    Examples
+    --------
+    Leave-target-out cross-validation::
+
+        predictor = TransferPredictor(embeddings)
+        cross_val_score(predictor, pairs, gains, groups=pairs["target"], cv=LeaveOneGroupOut())
+    """
+
+    def __init__(
+        self,
+        embeddings: Mapping[str, TaskEmbedding] | None = None,
+        *,
+        target_embeddings: Mapping[str, TaskEmbedding] | None = None,
+        regressor: BaseEstimator | None = None,
+        source_column: str = "source",
+        target_column: str = "target",
+        random_state: int = 0,
+    ) -> None:
+        self.embeddings = embeddings
+        self.target_embeddings = target_embeddings
+        self.regressor = regressor
+        self.source_column = source_column
+        self.target_column = target_column
+        self.random_state = random_state
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that pairs can be made of: embedded or measured, sorted."""
+        known = {*(self.embeddings or ()), *(self.target_embeddings or ())}
+        if hasattr(self, "measured_"):
+            known |= {*self.measured_["source"], *self.measured_["target"]}
+        return sorted(known)
+
+    def fit(self, pairs: pd.DataFrame, gains: ArrayLike) -> Self:
+        """Learn from measured transfer gains.
+
+        Parameters
+        ----------
+        pairs : DataFrame of n_pairs rows
+            The two task columns; further columns are ignored. A pair may stand more than once. A
+            pair of a task with itself is its single-task baseline and is left out.
+        gains : array of shape (n_pairs,)
+            Score with transfer minus the single-task baseline. NaN gains are left out with a
+            warning that counts them.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair to learn from, a column is missing or lengths differ.
+        """
+        sources, targets = pair_columns(pairs, self.source_column, self.target_column)
+        values = np.asarray(gains, dtype=float)
+        if values.shape != (len(pairs),):
+            raise ValueError(
+                f"gains must have one value for each of the {len(pairs)} pairs but has shape "
+                f"{values.shape}."
+            )
+        finite = np.isfinite(values)
+        if not finite.all():
+            warnings.warn(
+                f"gains has {int((~finite).sum())} NaN or infinite values of {len(values)}: those "
+                "pairs are left out.",
+                TransferPrunerWarning,
+                stacklevel=2,
+            )
+        usable = finite & (sources != targets)
+        if not usable.any():
+            raise ValueError(
+                f"pairs must hold at least one ordered pair of two tasks with a finite gain but "
+                f"has {len(pairs)} rows, none of them usable."
+            )
+        measured = pd.DataFrame(
+            {"source": sources[usable], "target": targets[usable], "gain": values[usable]}
+        )
+        self.n_features_in_ = 2
+        self.residuals_ = self._out_of_fold_residuals(measured)
+        self._learn(measured)
+        return self
+
+    def predict(self, pairs: pd.DataFrame) -> FloatArray:
+        """Predict the gain of each pair; before `fit`, score it by attribution.
+
+        Returns
+        -------
+        array of shape (n_pairs,)
+            In units of the gain once fitted. NaN where nothing is known of the pair.
+        """
+        sources, targets = pair_columns(pairs, self.source_column, self.target_column)
+        if not hasattr(self, "measured_"):
+            if not self.embeddings:
+                raise NotFittedError(
+                    "this TransferPredictor has neither embeddings nor measured transfers: pass "
+                    "embeddings to rank by attribution, or call fit()."
+                )
+            return attribution_score(
+                pairs,
+                self.embeddings,
+                self.target_embeddings,
+                source=self.source_column,
+                target=self.target_column,
+            )
+        features = self._features(sources, targets)
+        known = features.notna().any(axis=1).to_numpy()
+        gains = np.full(len(pairs), np.nan)
+        if known.any():
+            gains[known] = self.regressor_.predict(features[known].to_numpy())
+        levels = np.array([self._levels.get(target, self._level) for target in targets])
+        predicted: FloatArray = gains + levels
+        return predicted
+
+    def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
+        r"""Probability that the gain of each pair is positive.
+
+        :math:`(1 + |\{r : \hat g + r > 0\}|) / (2 + n)` over the n out-of-fold residuals r. Ours.
+
+        Returns
+        -------
+        array of shape (n_pairs,)
+            In (0, 1); rises with the predicted gain. NaN where the prediction is, and for every
+            pair before `fit`: attributions alone rank pairs, they do not say how many can help.
+        """
+        predicted = self.predict(pairs)
+        if not hasattr(self, "residuals_"):
+            return np.full(len(predicted), np.nan)
+        exceeding = np.searchsorted(np.sort(-self.residuals_), predicted, side="left")
+        probability = (1 + exceeding) / (2 + len(self.residuals_))
+        return np.where(np.isnan(predicted), np.nan, probability)
+
+    def _learn(self, measured: pd.DataFrame) -> None:
+        self.measured_ = measured
+        by_target = measured.groupby("target")["gain"].agg(["mean", "count"])
+        self._level = float(by_target["mean"].mean())
+        weight = by_target["count"] / (by_target["count"] + by_target["count"].mean())
+        self._levels = (weight * by_target["mean"] + (1 - weight) * self._level).to_dict()
+        features = self._features(measured["source"].to_numpy(), measured["target"].to_numpy())
+        relative = measured["gain"] - measured["target"].map(by_target["mean"])
+        self.regressor_ = clone(self.regressor) if self.regressor is not None else self._forest()
+        self.regressor_.fit(features.to_numpy(), relative.to_numpy())
+
+    def _forest(self) -> RandomForestRegressor:
+        return RandomForestRegressor(
+            n_estimators=200, min_samples_leaf=3, max_features=0.5, random_state=self.random_state
+        )
+
+    def _features(self, sources: NDArray[np.object_], targets: NDArray[np.object_]) -> pd.DataFrame:
+        pairs = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
+        embeddings = self.embeddings or {}
+        features = pair_features(pairs, embeddings, self.target_embeddings)
+        if embeddings:
+            features["attribution_score"] = attribution_score(
+                pairs, embeddings, self.target_embeddings
+            )
+        features["popularity"] = source_popularity(sources, targets, self.measured_)
+        return features
+
+    def _out_of_fold_residuals(self, measured: pd.DataFrame) -> FloatArray:
+        """Predict every measured gain without its own target, as for a target never seen."""
+        groups = measured["target"]
+        if groups.nunique() >= 3:
+            splits = GroupKFold(min(5, groups.nunique())).split(measured, groups=groups)
+        elif len(measured) >= 2:
+            splits = KFold(min(5, len(measured))).split(measured)
+        else:
+            return np.zeros(0)
+        residuals = np.full(len(measured), np.nan)
+        for rest, held_out in splits:
+            fold = clone(self)
+            fold._learn(measured.iloc[rest].reset_index(drop=True))
+            pairs = measured.iloc[held_out].rename(
+                columns={"source": self.source_column, "target": self.target_column}
+            )
+            residuals[held_out] = measured["gain"].to_numpy()[held_out] - fold.predict(pairs)
+        known: FloatArray = residuals[np.isfinite(residuals)]
+        return known

@@ -1,0 +1,322 @@
+"""What elimination saved and what it cost, from plain records of trials.
+
+Seconds that a trial took are measured. Seconds that an eliminated trial would have taken are an
+estimate, from a cost model over the trials that did train; every name of such a figure says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from transfer_pruner.pairs import FloatArray, is_baseline, pair_columns
+from transfer_pruner.rule import EliminationRule
+
+Outcome = Literal["trained", "eliminated", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial of a search, as a host reports it.
+
+    Attributes
+    ----------
+    number : int
+        The host's number of the trial.
+    source : str or None
+        None is the single-task baseline.
+    target : str
+    outcome : {"trained", "eliminated", "failed"}
+        A trial that a wrapped pruner stopped early has trained.
+    seconds : float
+        Wall-clock seconds that the trial took; for an eliminated one, what deciding took.
+    value : float
+        The objective's value; NaN if there is none.
+    score, probability : float
+        What the rule said of the pair; NaN if nothing.
+    reason : str
+        Why it was eliminated or kept.
+    hyperparameters : mapping of str to value
+        Without source and target.
+    """
+
+    number: int
+    source: str | None
+    target: str
+    outcome: Outcome
+    seconds: float
+    value: float = math.nan
+    score: float = math.nan
+    probability: float = math.nan
+    reason: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Recorder(Protocol):
+    """What host adapters hand their records to; `SavingsTracker` is one."""
+
+    def record(self, record: TrialRecord) -> None:
+        """Take one record; called from any thread, and never raises."""
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Seconds spent and saved by a search with elimination; all in wall-clock seconds.
+
+    Attributes
+    ----------
+    seconds_spent : float
+        Measured: single-task training, attribution and every trial.
+    training_seconds, single_task_seconds, attribution_seconds, deciding_seconds : float
+        Measured: its parts. Deciding is what eliminated trials took.
+    estimated_exhaustive_seconds : float
+        Single-task training and the trials that ran, both measured, and the eliminated trials as
+        estimated.
+    estimated_seconds_saved : float
+        Exhaustive minus spent: attribution and deciding are paid for here. Negative if they cost
+        more than they saved.
+    estimated_seconds_saved_interval : tuple of two floats
+        Percentile bootstrap interval at `confidence`, over the trained trials that stand in for
+        each eliminated one.
+    estimated_fraction_saved : float
+        Of the exhaustive seconds; NaN if nothing was searched.
+    confidence : float
+    pairs_trained, pairs_eliminated : int
+        Distinct ordered pairs; the single-task baseline is not a pair.
+    trials_trained, trials_eliminated, trials_failed : int
+    """
+
+    seconds_spent: float
+    training_seconds: float
+    single_task_seconds: float
+    attribution_seconds: float
+    deciding_seconds: float
+    estimated_exhaustive_seconds: float
+    estimated_seconds_saved: float
+    estimated_seconds_saved_interval: tuple[float, float]
+    estimated_fraction_saved: float
+    confidence: float
+    pairs_trained: int
+    pairs_eliminated: int
+    trials_trained: int
+    trials_eliminated: int
+    trials_failed: int
+
+    def headline(self) -> str:
+        """Say in one line what was saved, of what, and what of it is an estimate."""
+        pairs = self.pairs_trained + self.pairs_eliminated
+        share = f"{self.pairs_eliminated} of {pairs} pairs eliminated before training"
+        if math.isnan(self.estimated_seconds_saved):
+            return f"{share}; no trial trained yet, so nothing can be said of the seconds saved."
+        low, high = self.estimated_seconds_saved_interval
+        return (
+            f"{share}: {self.seconds_spent:.1f} s spent (measured), an estimated "
+            f"{self.estimated_seconds_saved:.1f} s ({self.estimated_fraction_saved:.0%}) saved, "
+            f"{self.confidence:.0%} interval {low:.1f} to {high:.1f} s."
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Name every finite number as a tracker's metric, ``savings/...``."""
+        values = asdict(self)
+        low, high = values.pop("estimated_seconds_saved_interval")
+        values |= {"estimated_seconds_saved_low": low, "estimated_seconds_saved_high": high}
+        return {f"savings/{name}": float(x) for name, x in values.items() if math.isfinite(x)}
+
+
+def estimate_savings(
+    records: Iterable[TrialRecord],
+    *,
+    single_task_seconds: float = 0.0,
+    attribution_seconds: float = 0.0,
+    confidence: float = 0.9,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Savings:
+    """Estimate what a search with elimination saved over the same search without.
+
+    Each eliminated trial is taken to cost what trained trials like it cost: a regression tree over
+    the hyperparameters groups trials of similar duration, and the mean of its group stands in.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    single_task_seconds : float
+        Seconds of training the single-task models; spent with and without elimination.
+    attribution_seconds : float
+        Seconds of embedding the tasks; spent for elimination only.
+    confidence : float in (0, 1)
+        Level of the interval.
+    n_resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Savings
+        Its estimates are NaN if trials were eliminated and none trained.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")
+    records = list(records)
+    trained = [record for record in records if record.outcome == "trained"]
+    eliminated = [record for record in records if record.outcome == "eliminated"]
+    failed = [record for record in records if record.outcome == "failed"]
+    training_seconds = sum(record.seconds for record in [*trained, *failed])
+    deciding_seconds = sum(record.seconds for record in eliminated)
+    spent = single_task_seconds + attribution_seconds + training_seconds + deciding_seconds
+    mean, draws = _avoided_seconds(trained, eliminated, n_resamples, seed)
+    exhaustive = single_task_seconds + training_seconds + mean
+    overhead = attribution_seconds + deciding_seconds
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail]) - overhead
+    return Savings(
+        seconds_spent=spent,
+        training_seconds=training_seconds,
+        single_task_seconds=single_task_seconds,
+        attribution_seconds=attribution_seconds,
+        deciding_seconds=deciding_seconds,
+        estimated_exhaustive_seconds=exhaustive,
+        estimated_seconds_saved=exhaustive - spent,
+        estimated_seconds_saved_interval=(float(low), float(high)),
+        estimated_fraction_saved=(exhaustive - spent) / exhaustive if exhaustive > 0 else math.nan,
+        confidence=confidence,
+        pairs_trained=len(_pairs(trained)),
+        pairs_eliminated=len(_pairs(eliminated)),
+        trials_trained=len(trained),
+        trials_eliminated=len(eliminated),
+        trials_failed=len(failed),
+    )
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What keeping only some pairs loses, in units of the reported score.
+
+    Attributes
+    ----------
+    regret : float
+        Mean over targets of (score of the best of all pairs and the baseline) - (score of the best
+        of the kept pairs and the baseline).
+    attainable : float
+        The regret of keeping no pair at all: what transfer has to offer on these targets.
+    share_kept : float
+        1 - regret / attainable, the share of the attainable gain that is kept; NaN if transfer has
+        nothing to offer.
+    by_target : Series
+        The regret of each target.
+    """
+
+    regret: float
+    attainable: float
+    share_kept: float
+    by_target: pd.Series
+
+
+def regret(
+    trials: pd.DataFrame,
+    kept: EliminationRule | Iterable[tuple[str, str]],
+    *,
+    chosen_by: str = "dev",
+    reported: str = "test",
+) -> Regret:
+    """Measure what elimination lost, from an exhaustive search's trials.
+
+    For each target the best trial is chosen on one split and its score reported on another; ties go
+    to the trial that stands first.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        Columns source, target and the two scores; one row a trial, hyperparameters and all. Every
+        target needs a baseline trial (source None, or the target itself).
+    kept : EliminationRule or iterable of (source, target)
+        The pairs that are not eliminated.
+    chosen_by, reported : str
+        Columns: the score that trials are chosen by and the score that is reported. Higher is
+        better.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or a target has no baseline trial.
+    """
+    sources, targets = pair_columns(trials, "source", "target")
+    for parameter, column in (("chosen_by", chosen_by), ("reported", reported)):
+        if column not in trials.columns:
+            raise ValueError(f"{parameter} is {column!r}, which is no column of trials.")
+    pairs = list(zip(sources, targets, strict=True))
+    baseline = np.array([is_baseline(*pair) for pair in pairs], dtype=bool)
+    lacking = sorted(set(targets) - set(targets[baseline]))
+    if lacking:
+        raise ValueError(
+            f"trials have no single-task baseline (source None) for the target {lacking[0]!r}."
+        )
+    if isinstance(kept, EliminationRule):
+        surviving = [not kept.decide(*pair).eliminated for pair in pairs]
+    else:
+        kept = set(kept)
+        surviving = [pair in kept for pair in pairs]
+
+    def best(rows: NDArray[np.bool_]) -> pd.Series:
+        candidates = trials[rows]
+        winners = candidates.groupby("target")[chosen_by].idxmax()
+        return candidates.loc[winners].set_index("target")[reported]
+
+    everything = best(np.ones(len(trials), dtype=bool))
+    by_target = everything - best(baseline | np.array(surviving, dtype=bool))
+    attainable = float((everything - best(baseline)).mean())
+    mean = float(by_target.mean())
+    return Regret(
+        regret=mean,
+        attainable=attainable,
+        share_kept=1 - mean / attainable if attainable > 0 else math.nan,
+        by_target=by_target,
+    )
+
+
+def _avoided_seconds(
+    trained: Sequence[TrialRecord], eliminated: Sequence[TrialRecord], n_resamples: int, seed: int
+) -> tuple[float, FloatArray]:
+    """Estimate the seconds that the eliminated trials would have taken: mean and resamples."""
+    if not eliminated:
+        return 0.0, np.zeros(1)
+    if not trained:
+        return math.nan, np.full(1, math.nan)
+    from sklearn.tree import DecisionTreeRegressor
+
+    settings = pd.DataFrame([dict(record.hyperparameters) for record in [*trained, *eliminated]])
+    encoded = np.zeros((len(settings), 1))
+    if len(settings.columns):
+        encoded = np.column_stack([_encoded(settings[name]) for name in settings])
+    seconds = np.array([record.seconds for record in trained])
+    # Five trials are enough to average over and few enough to tell the settings apart.
+    tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=seed)
+    groups = tree.fit(encoded[: len(trained)], seconds).apply(encoded)
+    rng = np.random.default_rng(seed)
+    mean, draws = 0.0, np.zeros(n_resamples)
+    for group, count in zip(*np.unique(groups[len(trained) :], return_counts=True), strict=True):
+        alike = seconds[groups[: len(trained)] == group]
+        mean += count * alike.mean()
+        # Uncertain twice over: of the group's mean, and of the trials that did not run.
+        means = rng.choice(alike, (n_resamples, len(alike))).mean(axis=1)
+        spread = alike.std(ddof=1) if len(alike) > 1 else 0.0
+        draws += count * means + rng.normal(0.0, spread * math.sqrt(count), n_resamples)
+    return float(mean), draws
+
+
+def _encoded(values: pd.Series) -> FloatArray:
+    """Numbers as they are, anything else by the order of its text; missing ones below all."""
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    if numbers.isna().equals(values.isna()):
+        below = numbers.min() - 1 if numbers.notna().any() else 0.0
+        return np.asarray(numbers.fillna(below), dtype=np.float64)
+    return pd.factorize(values.astype(str), sort=True)[0].astype(float)
+
+
+def _pairs(records: Iterable[TrialRecord]) -> set[tuple[str | None, str]]:
+    return {(r.source, r.target) for r in records if not is_baseline(r.source, r.target)}
