@@ -160,11 +160,12 @@ def attribution_score(
 ) -> FloatArray:
     r"""Score ordered pairs by attributions alone, before any transfer was measured.
 
-    The mean over layers of :math:`\log(\mathrm{CKA}(s, t) \cdot \mathrm{rank}(s))`: do the source's
+    The mean over layers of :math:`\mathrm{CKA}(s, t) + \log \mathrm{rank}(s)`: do the source's
     attributions set the same probe examples apart as the target's, and in how many directions do
     they vary? Directed through the source's effective rank, and free of the models' neurons having
-    to correspond. Ours. Unless all tasks were embedded on the same probe examples, it is the mean
-    over layers of the cosine of the two vectors instead, for every pair.
+    to correspond. Ours; CONTRIBUTING.md tells how it was chosen. Unless all tasks were embedded on
+    the same probe examples, it is the mean over layers of the cosine of the two vectors instead,
+    for every pair.
 
     Returns
     -------
@@ -180,7 +181,7 @@ def attribution_score(
 
     if not _share_probe([*embeddings.values(), *(target_embeddings or {}).values()]):
         return _row_mean(columns("cosine"))
-    return _row_mean(np.log(np.maximum(columns("cka") * columns("source_rank"), _TINY)))
+    return _row_mean(columns("cka") + np.log(columns("source_rank")))
 
 
 def source_popularity(

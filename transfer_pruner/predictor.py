@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from transfer_pruner.embedding import TaskEmbedding, TransferPrunerWarning
 from transfer_pruner.pairs import (
@@ -32,9 +35,11 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     .. math:: \hat g(s, t) = \ell(t) + f(x(s, t))
 
     where :math:`\ell(t)` is the mean measured gain of the target, shrunk towards the mean over
-    targets by one target's worth of evidence (an unseen target gets that mean), and f a forest on
-    the gains relative to their target, over the features of `pairs.pair_features` and the source's
-    popularity on other targets. Ours.
+    targets by one target's worth of evidence (an unseen target gets that mean), and f a ridge
+    regression of the gains relative to their target on the standardised features of
+    `pairs.pair_features`, the attribution score and the source's popularity on other targets. Ours.
+    A regression that cannot split a feature finely, since popularity without a pair's own target
+    falls as that pair's own gain rises, which trees find and mistake for knowledge.
 
     Parameters
     ----------
@@ -44,11 +49,10 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Of the tasks as targets, where the model that a target has (trained on a few labels, say) is
         not the one that the task would be a source with. The same as `embeddings` if left out.
     regressor : scikit-learn regressor, optional
-        f; it must take missing values. A random forest of 200 trees if left out.
+        f; it must take missing values. Left out: mean imputation, standardisation and a ridge whose
+        penalty is chosen by leave-one-out.
     source_column, target_column : str
         Names of the two columns of a table of pairs.
-    random_state : int
-        Seed of the default forest. Equal seeds and data give equal predictions.
 
     Attributes
     ----------
@@ -75,14 +79,12 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         regressor: BaseEstimator | None = None,
         source_column: str = "source",
         target_column: str = "target",
-        random_state: int = 0,
     ) -> None:
         self.embeddings = embeddings
         self.target_embeddings = target_embeddings
         self.regressor = regressor
         self.source_column = source_column
         self.target_column = target_column
-        self.random_state = random_state
 
     @property
     def tasks(self) -> list[str]:
@@ -195,12 +197,14 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._levels = (weight * by_target["mean"] + (1 - weight) * self._level).to_dict()
         features = self._features(measured["source"].to_numpy(), measured["target"].to_numpy())
         relative = measured["gain"] - measured["target"].map(by_target["mean"])
-        self.regressor_ = clone(self.regressor) if self.regressor is not None else self._forest()
+        self.regressor_ = clone(self.regressor) if self.regressor is not None else self._ridge()
         self.regressor_.fit(features.to_numpy(), relative.to_numpy())
 
-    def _forest(self) -> RandomForestRegressor:
-        return RandomForestRegressor(
-            n_estimators=200, min_samples_leaf=3, max_features=0.5, random_state=self.random_state
+    def _ridge(self) -> BaseEstimator:
+        return make_pipeline(
+            SimpleImputer(keep_empty_features=True),
+            StandardScaler(),
+            RidgeCV(alphas=np.logspace(-1, 4, 11)),
         )
 
     def _features(self, sources: NDArray[np.object_], targets: NDArray[np.object_]) -> pd.DataFrame:

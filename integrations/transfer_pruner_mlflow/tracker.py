@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -139,7 +140,7 @@ class SavingsTracker:
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         """Write further figures into the run; MLflow's errors become warnings."""
-        self._guarded(lambda: self._log_metrics(metrics, step=len(self._records)))
+        self._guarded(lambda: self._log_metrics(metrics, len(self._records)))
 
     def log_figure(self, figure: Figure, artifact: str) -> None:
         """Write a matplotlib figure into the run, e.g. as ``"savings/pairs.png"``."""
@@ -152,7 +153,10 @@ class SavingsTracker:
             closing = self._closing.wait(_FLUSH_SECONDS)
             if len(self._records) > written:
                 written = len(self._records)
-                self._guarded(lambda: self._log_metrics(self.savings().metrics(), step=written))
+                self._guarded(partial(self._write_metrics, step=written))
+
+    def _write_metrics(self, step: int) -> None:
+        self._log_metrics(self.savings().metrics(), step)
 
     def _log_metrics(self, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics.pairwise import cosine_similarity
+
+from transfer_pruner import TaskEmbedding, pair_features
+from transfer_pruner.pairs import (
+    attribution_score,
+    containment,
+    cosine,
+    effective_rank,
+    is_baseline,
+    linear_cka,
+    ordered_pairs,
+    source_popularity,
+)
+
+numbers = st.floats(-100, 100).filter(lambda x: x == 0 or abs(x) > 1e-3)
+matrices = arrays(np.float64, st.tuples(st.just(12), st.integers(1, 6)), elements=numbers)
+vectors = arrays(np.float64, 6, elements=numbers)
+
+
+@given(vectors, vectors)
+def test_cosine_is_scikit_learns(a: np.ndarray, b: np.ndarray) -> None:
+    assert cosine(a, b) == pytest.approx(cosine_similarity([a], [b])[0, 0], abs=1e-9)
+
+
+@given(vectors, vectors)
+def test_containment_is_a_share_and_full_for_a_multiple(s: np.ndarray, t: np.ndarray) -> None:
+    assert 0 <= containment(s, t) <= 1 + 1e-9
+    if np.abs(t).sum() > 0:
+        assert containment(2 * t, t) == pytest.approx(1)
+        assert containment(t / 2, t) == pytest.approx(0.5)
+        assert containment(-t, t) == 0
+
+
+@given(matrices, matrices)
+def test_cka_is_the_published_ratio_of_hsic(s: np.ndarray, t: np.ndarray) -> None:
+    def hsic(a: np.ndarray, b: np.ndarray) -> float:
+        centring = np.eye(len(a)) - 1 / len(a)
+        return float(np.trace(a @ a.T @ centring @ b @ b.T @ centring))
+
+    own = hsic(s, s) * hsic(t, t)
+    if own > 1e-6:
+        assert linear_cka(s, t) == pytest.approx(hsic(s, t) / np.sqrt(own), abs=1e-6)
+        assert linear_cka(s, t) == pytest.approx(linear_cka(t, s), abs=1e-9)
+
+
+def test_cka_does_not_ask_which_neuron_is_which() -> None:
+    rng = np.random.default_rng(0)
+    attributions = rng.normal(size=(30, 5))
+    rotation, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    assert linear_cka(attributions, 3 * attributions @ rotation + 7) == pytest.approx(1)
+    assert linear_cka(attributions, rng.normal(size=(30, 5))) < 0.5
+
+
+@pytest.mark.parametrize("directions", [1, 2, 4])
+def test_effective_rank_counts_equal_directions(directions: int) -> None:
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(9, 9)))
+    centred = basis[:, :directions] - basis[:, :directions].mean(axis=0)
+    orthonormal = np.linalg.qr(centred)[0]
+    assert effective_rank(orthonormal @ np.eye(directions, 6)) == pytest.approx(directions)
+    assert effective_rank(np.ones((5, 3))) == 1
+
+
+def test_features_are_directed_where_they_should_be(embeddings: dict[str, TaskEmbedding]) -> None:
+    pairs = pd.DataFrame({"source": ["news", "advice"], "target": ["advice", "news"]})
+    there, back = pair_features(pairs, embeddings).to_dict("records")
+    for symmetric in ("cosine", "example_cosine", "cka"):
+        assert there[f"{symmetric}[hidden]"] == pytest.approx(back[f"{symmetric}[hidden]"])
+    assert there["containment[hidden]"] != pytest.approx(back["containment[hidden]"])
+    assert there["source_rank[hidden]"] == pytest.approx(back["target_rank[hidden]"])
+    assert there["norm_ratio[last]"] == pytest.approx(-back["norm_ratio[last]"])
+
+
+def test_a_pair_with_an_unknown_task_has_no_features(embeddings: dict[str, TaskEmbedding]) -> None:
+    pairs = pd.DataFrame({"source": ["news", "gossip"], "target": ["advice", "news"]}, index=[7, 3])
+    features = pair_features(pairs, embeddings)
+    assert list(features.index) == [7, 3]
+    assert features.loc[7].notna().all()
+    assert features.loc[3].isna().all()
+
+
+def test_examples_of_different_probes_are_not_compared(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = {
+        "a": make_embedding("a", probe="one", l=rng.normal(size=(9, 4))),  # type: ignore[operator]
+        "b": make_embedding("b", probe="two", l=rng.normal(size=(9, 4))),  # type: ignore[operator]
+    }
+    pairs = pd.DataFrame({"source": ["a"], "target": ["b"]})
+    features = pair_features(pairs, embeddings).iloc[0]
+    assert np.isnan(features["cka[l]"])
+    assert attribution_score(pairs, embeddings)[0] == pytest.approx(features["cosine[l]"])
+
+
+def test_models_of_different_widths_are_compared_by_examples(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = {
+        "a": make_embedding("a", l=rng.normal(size=(9, 4))),  # type: ignore[operator]
+        "b": make_embedding("b", l=rng.normal(size=(9, 6))),  # type: ignore[operator]
+    }
+    pairs = pd.DataFrame({"source": ["a"], "target": ["b"]})
+    features = pair_features(pairs, embeddings).iloc[0]
+    assert np.isnan(features["cosine[l]"])
+    assert 0 < features["cka[l]"] < 1
+    assert np.isfinite(attribution_score(pairs, embeddings)[0])
+
+
+def test_a_target_can_have_another_embedding_than_the_source_that_it_would_be(
+    make_embedding: object,
+) -> None:
+    rng = np.random.default_rng(0)
+    rich = {n: make_embedding(n, l=rng.normal(size=(9, 4))) for n in "ab"}  # type: ignore[operator]
+    few = {n: make_embedding(n, l=rng.normal(size=(9, 4))) for n in "ab"}  # type: ignore[operator]
+    pairs = pd.DataFrame({"source": ["a"], "target": ["b"]})
+    mixed = pair_features(pairs, rich, few).iloc[0]
+    expected = cosine(rich["a"].vectors["l"], few["b"].vectors["l"])
+    assert mixed["cosine[l]"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_attribution_score_prefers_alike_and_then_rich_sources(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(40, 6))
+    alike = target + 0.1 * rng.normal(size=(40, 6))
+    one_direction = np.outer(alike[:, 0], np.ones(6))
+    tasks = {"t": target, "alike": alike, "poor": one_direction, "noise": rng.normal(size=(40, 6))}
+    embeddings = {n: make_embedding(n, l=x) for n, x in tasks.items()}  # type: ignore[operator]
+    pairs = pd.DataFrame({"source": ["alike", "poor", "noise"], "target": "t"})
+    score = attribution_score(pairs, embeddings)
+    assert score[0] == max(score)
+
+
+def test_popularity_never_looks_at_the_pairs_own_target() -> None:
+    measured = pd.DataFrame(
+        {
+            "source": ["a", "b", "a", "b"],
+            "target": ["t", "t", "u", "u"],
+            "gain": [0.3, 0.1, 0.0, 0.4],
+        }
+    )
+    sources = np.array(["a", "b", "a", "stranger"], dtype=object)
+    targets = np.array(["t", "t", "new", "t"], dtype=object)
+    popularity = source_popularity(sources, targets, measured)
+    # On u, a is 0.2 below the mean and b 0.2 above; on t, a is 0.1 above.
+    np.testing.assert_allclose(popularity[:3], [-0.2, 0.2, (0.1 - 0.2) / 2], atol=1e-12)
+    assert np.isnan(popularity[3])
+
+
+def test_ordered_pairs_hold_both_directions_and_no_task_with_itself() -> None:
+    pairs = ordered_pairs(["a", "b", "c"])
+    assert len(pairs) == 6
+    assert {("a", "b"), ("b", "a")} <= set(pairs.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize("source", [None, "", float("nan"), "t"])
+def test_no_source_and_the_target_itself_are_the_baseline(source: object) -> None:
+    assert is_baseline(source, "t")
+    assert not is_baseline("s", "t")
+
+
+def test_a_table_without_the_columns_is_refused(embeddings: dict[str, TaskEmbedding]) -> None:
+    with pytest.raises(ValueError, match="pairs lacks the column 'target'; it has: source, goal"):
+        pair_features(pd.DataFrame({"source": ["a"], "goal": ["b"]}), embeddings)
+    with pytest.raises(ValueError, match=r"must be a pandas DataFrame .* but got list"):
+        pair_features([("a", "b")], embeddings)  # type: ignore[arg-type]

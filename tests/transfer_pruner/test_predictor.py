@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from transfer_pruner import TaskEmbedding, TransferPredictor, TransferPrunerWarning
+from transfer_pruner.pairs import attribution_score, ordered_pairs
+
+Embeddings = dict[str, TaskEmbedding]
+
+
+def test_before_any_transfer_was_measured_it_ranks_by_attribution(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    predictor = TransferPredictor(embeddings)
+    np.testing.assert_array_equal(
+        predictor.predict(transfers), attribution_score(transfers, embeddings)
+    )
+    assert np.isnan(predictor.predict_proba(transfers)).all()
+
+
+def test_measured_gains_teach_it_which_sources_are_good(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    held_out = transfers["target"] == "news"
+    known = transfers[~held_out]
+    predictor = TransferPredictor(embeddings).fit(known, known["gain"])
+    predicted = predictor.predict(transfers[held_out])
+    assert np.corrcoef(predicted, transfers[held_out]["gain"])[0, 1] > 0.8
+    probability = predictor.predict_proba(transfers[held_out])
+    assert ((probability > 0) & (probability < 1)).all()
+    assert (np.diff(probability[np.argsort(predicted)]) >= 0).all()
+
+
+def test_it_learns_from_measured_transfers_alone(transfers: pd.DataFrame) -> None:
+    predictor = TransferPredictor().fit(transfers, transfers["gain"])
+    assert predictor.tasks == sorted(set(transfers["source"]))
+    assert np.corrcoef(predictor.predict(transfers), transfers["gain"])[0, 1] > 0.8
+
+
+def test_probabilities_are_calibrated_where_gains_are_as_in_training() -> None:
+    said, happened = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        tasks = [f"task-{i:02}" for i in range(20)]
+        pairs = ordered_pairs(tasks)
+        quality = dict(zip(tasks, rng.normal(0, 0.05, len(tasks)), strict=True))
+        pairs["gain"] = pairs["source"].map(quality) + rng.normal(0, 0.05, len(pairs))
+        known = pairs["target"].isin(tasks[:12])
+        predictor = TransferPredictor().fit(pairs[known], pairs[known]["gain"])
+        said.append(predictor.predict_proba(pairs[~known]))
+        happened.append(pairs[~known]["gain"].to_numpy() > 0)
+    probability, positive = np.concatenate(said), np.concatenate(happened)
+    for low, high in ((0, 0.3), (0.3, 0.7), (0.7, 1)):
+        chosen = (probability >= low) & (probability < high)
+        assert positive[chosen].mean() == pytest.approx(probability[chosen].mean(), abs=0.1)
+
+
+def test_scikit_learns_tools_take_it(embeddings: Embeddings, transfers: pd.DataFrame) -> None:
+    predictor = TransferPredictor(embeddings, regressor=Ridge())
+    copied = clone(predictor)
+    assert copied.get_params()["regressor__alpha"] == 1.0
+    assert copied.embeddings["news"] is embeddings["news"]
+    predictor = TransferPredictor(embeddings)
+    scores = cross_val_score(
+        predictor,
+        transfers,
+        transfers["gain"],
+        groups=transfers["target"],
+        cv=LeaveOneGroupOut(),
+        error_score="raise",
+    )
+    assert len(scores) == 6
+    assert np.mean(scores) > 0.5
+    ridges = [make_pipeline(SimpleImputer(), StandardScaler(), Ridge(x)) for x in (1, 100)]
+    search = GridSearchCV(predictor, {"regressor": ridges}, cv=2, error_score="raise")
+    assert search.fit(transfers, transfers["gain"]).best_score_ > 0
+
+
+def test_equal_seeds_give_equal_predictions(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    first, second = (
+        TransferPredictor(embeddings).fit(transfers, transfers["gain"]) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.predict(transfers), second.predict(transfers))
+    np.testing.assert_array_equal(first.predict_proba(transfers), second.predict_proba(transfers))
+
+
+def test_another_regressor_takes_the_same_features(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    forest = RandomForestRegressor(n_estimators=20, random_state=0)
+    predictor = TransferPredictor(embeddings, regressor=forest).fit(transfers, transfers["gain"])
+    assert np.isfinite(predictor.predict(transfers)).all()
+    assert not hasattr(forest, "estimators_")
+
+
+def test_columns_can_have_other_names(embeddings: Embeddings, transfers: pd.DataFrame) -> None:
+    renamed = transfers.rename(columns={"source": "from_task", "target": "to_task"})
+    predictor = TransferPredictor(
+        embeddings, source_column="from_task", target_column="to_task"
+    ).fit(renamed, renamed["gain"])
+    expected = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    np.testing.assert_array_equal(predictor.predict(renamed), expected.predict(transfers))
+
+
+def test_a_task_that_it_does_not_know_gets_no_prediction(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    stranger = pd.DataFrame({"source": ["gossip", "news"], "target": ["news", "advice"]})
+    for predictor in (
+        TransferPredictor(embeddings),
+        TransferPredictor(embeddings).fit(transfers, transfers["gain"]),
+    ):
+        predicted = predictor.predict(stranger)
+        assert np.isnan(predicted[0])
+        assert np.isfinite(predicted[1])
+        assert np.isnan(predictor.predict_proba(stranger)[0])
+
+
+def test_gains_that_are_missing_are_left_out_and_counted(transfers: pd.DataFrame) -> None:
+    gains = transfers["gain"].copy()
+    gains.iloc[:4] = [np.nan, np.inf, np.nan, -np.inf]
+    with pytest.warns(TransferPrunerWarning, match="gains has 4 NaN or infinite values of 30"):
+        predictor = TransferPredictor().fit(transfers, gains)
+    assert len(predictor.measured_) == 26
+
+
+def test_few_or_featureless_transfers_are_enough(embeddings: Embeddings) -> None:
+    one = pd.DataFrame({"source": ["news"], "target": ["advice"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TransferPrunerWarning)
+        predictor = TransferPredictor(embeddings).fit(one, [0.1])
+    assert predictor.predict(one)[0] == pytest.approx(0.1)
+    assert predictor.predict_proba(one)[0] == 0.5
+    many = pd.DataFrame({"source": ["news"] * 3, "target": ["advice", "weather", "rescue"]})
+    assert TransferPredictor(embeddings).fit(many, [0.2] * 3).predict(many) == pytest.approx(0.2)
+
+
+def test_what_cannot_be_learnt_from_is_refused(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    predictor = TransferPredictor(embeddings)
+    with pytest.raises(ValueError, match=r"at least one ordered pair .* but has 0 rows"):
+        predictor.fit(transfers.iloc[:0], [])
+    itself = pd.DataFrame({"source": ["news"], "target": ["news"]})
+    with pytest.raises(ValueError, match="none of them usable"):
+        predictor.fit(itself, [0.0])
+    with pytest.raises(ValueError, match=r"each of the 30 pairs but has shape \(2,\)"):
+        predictor.fit(transfers, [0.1, 0.2])
+    with pytest.raises(NotFittedError, match="neither embeddings nor measured transfers"):
+        TransferPredictor().predict(transfers)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from transfer_pruner import EliminationRule, TrialRecord, estimate_savings, regret
+
+
+def trained(number: int, seconds: float, **hyperparameters: object) -> TrialRecord:
+    return TrialRecord(
+        number, f"s{number}", "t", "trained", seconds, 0.5, hyperparameters=hyperparameters
+    )
+
+
+def eliminated(number: int, **hyperparameters: object) -> TrialRecord:
+    return TrialRecord(
+        number, f"s{number}", "t", "eliminated", 0.01, hyperparameters=hyperparameters
+    )
+
+
+def test_eliminated_trials_cost_what_trials_like_them_cost() -> None:
+    records = [
+        trained(i, 1.0 + 9.0 * (i % 2), epochs=10 + 90 * (i % 2), lr=0.1 / (i + 1))
+        for i in range(20)
+    ]
+    records += [eliminated(100 + i, epochs=100, lr=0.01) for i in range(5)]
+    savings = estimate_savings(records)
+    assert savings.estimated_seconds_saved == pytest.approx(50 - 0.05)
+    assert savings.estimated_exhaustive_seconds == pytest.approx(110 + 50)
+    assert savings.seconds_spent == pytest.approx(110 + 0.05)
+    assert savings.trials_eliminated == 5
+    assert savings.pairs_eliminated == 5
+
+
+def test_attribution_is_paid_for_and_single_task_training_is_not_saved() -> None:
+    records = [trained(i, 2.0) for i in range(10)] + [eliminated(50 + i) for i in range(10)]
+    plain = estimate_savings(records)
+    paid = estimate_savings(records, single_task_seconds=30.0, attribution_seconds=7.0)
+    assert paid.estimated_seconds_saved == pytest.approx(plain.estimated_seconds_saved - 7)
+    assert paid.seconds_spent == pytest.approx(plain.seconds_spent + 37)
+    assert paid.estimated_fraction_saved < plain.estimated_fraction_saved
+    costly = estimate_savings(records, attribution_seconds=100.0)
+    assert costly.estimated_seconds_saved < 0
+
+
+def test_the_interval_covers_what_the_trials_would_have_taken() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        seconds = rng.gamma(4.0, 1.0, 60)
+        records = [trained(i, x) for i, x in enumerate(seconds[:30])]
+        records += [eliminated(i) for i in range(30, 60)]
+        low, high = estimate_savings(records, n_resamples=300).estimated_seconds_saved_interval
+        covered += low <= seconds[30:].sum() - 0.3 <= high
+    # 90% of 200 is 180; below 168 a true 90% interval falls once in a hundred.
+    assert covered >= 168
+
+
+def test_settings_that_are_words_or_missing_can_set_the_cost() -> None:
+    records = [
+        trained(i, 1.0 + 4.0 * (i % 2), size="large" if i % 2 else "small") for i in range(20)
+    ]
+    records += [trained(20 + i, 3.0) for i in range(10)]
+    savings = estimate_savings([*records, eliminated(90, size="large"), eliminated(91)])
+    assert savings.estimated_seconds_saved == pytest.approx(5 + 3 - 0.02)
+
+
+def test_nothing_can_be_said_before_anything_trained() -> None:
+    savings = estimate_savings([eliminated(1)])
+    assert math.isnan(savings.estimated_seconds_saved)
+    assert "nothing can be said" in savings.headline()
+    assert "savings/estimated_seconds_saved" not in savings.metrics()
+    empty = estimate_savings([])
+    assert empty.seconds_spent == 0
+    assert math.isnan(empty.estimated_fraction_saved)
+
+
+def test_failed_trials_are_spent_and_counted_but_no_model_of_cost() -> None:
+    failed = TrialRecord(9, "s9", "t", "failed", 100.0)
+    savings = estimate_savings([trained(i, 1.0) for i in range(5)] + [failed, eliminated(10)])
+    assert savings.trials_failed == 1
+    assert savings.training_seconds == 105
+    assert savings.estimated_exhaustive_seconds == 106
+
+
+def test_the_baseline_is_a_trial_but_no_pair() -> None:
+    records = [
+        TrialRecord(0, None, "t", "trained", 1.0),
+        TrialRecord(1, "t", "t", "trained", 1.0),
+        trained(2, 1.0),
+    ]
+    savings = estimate_savings(records)
+    assert (savings.trials_trained, savings.pairs_trained) == (3, 1)
+
+
+def test_the_headline_and_the_metrics_say_what_is_estimated() -> None:
+    savings = estimate_savings([trained(i, 1.0) for i in range(5)] + [eliminated(7)])
+    assert "1 of 6 pairs eliminated" in savings.headline()
+    assert "spent (measured), an estimated" in savings.headline()
+    metrics = savings.metrics()
+    assert metrics["savings/seconds_spent"] == savings.seconds_spent
+    assert {name for name in metrics if "saved" in name} == {
+        "savings/estimated_seconds_saved",
+        "savings/estimated_seconds_saved_low",
+        "savings/estimated_seconds_saved_high",
+        "savings/estimated_fraction_saved",
+    }
+
+
+def test_a_confidence_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"confidence must be between 0 and 1 but got 1\.0"):
+        estimate_savings([], confidence=1.0)
+
+
+@pytest.fixture
+def trials() -> pd.DataFrame:
+    """Target t: a is best on dev but not on test. Target u: no source helps."""
+    rows = [
+        (None, "t", 0.50, 0.50),
+        ("a", "t", 0.80, 0.70),
+        ("b", "t", 0.60, 0.75),
+        ("a", "u", 0.30, 0.35),
+        ("b", "u", 0.20, 0.45),
+        ("u", "u", 0.40, 0.40),
+    ]
+    return pd.DataFrame(rows, columns=["source", "target", "dev", "test"])
+
+
+def test_regret_chooses_on_dev_and_reports_on_test(trials: pd.DataFrame) -> None:
+    found = regret(trials, [("b", "t"), ("a", "u"), ("b", "u")])
+    # t loses 0.70 - 0.75 (negative: dev chose worse), u keeps its baseline.
+    assert found.by_target.to_dict() == pytest.approx({"t": -0.05, "u": 0.0})
+    assert found.attainable == pytest.approx(0.2 / 2)
+    assert found.share_kept == pytest.approx(1.25)
+
+
+def test_keeping_everything_loses_nothing_and_keeping_nothing_all(trials: pd.DataFrame) -> None:
+    everything = zip(trials["source"], trials["target"], strict=True)
+    assert regret(trials, everything).regret == 0
+    nothing = regret(trials, [])
+    assert nothing.regret == nothing.attainable
+    assert nothing.share_kept == 0
+
+
+def test_regret_of_a_rule(trials: pd.DataFrame) -> None:
+    rule = EliminationRule({}, {})
+    rule._decisions[("a", "t")] = rule.decide(None, "t").__class__(True, 0.0, 0.0, "test")
+    with pytest.warns(match="does not know the pair"):
+        found = regret(trials, rule)
+    assert found.by_target["t"] == pytest.approx(-0.05)
+
+
+def test_regret_without_a_baseline_or_column_is_refused(trials: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"no single-task baseline .* for the target 't'"):
+        regret(trials[1:], [])
+    with pytest.raises(ValueError, match="reported is 'f1', which is no column"):
+        regret(trials, [], reported="f1")
