@@ -163,7 +163,9 @@ def keep_best(pairs: pd.DataFrame, scores: np.ndarray, k: int) -> set[tuple[str,
     return set(zip(best["source"], best["target"], strict=True))
 
 
-def compare(trials: pd.DataFrame, predictor: TransferPredictor) -> pd.DataFrame:
+def compare(
+    trials: pd.DataFrame, predictor: TransferPredictor, random_repeats: int = RANDOM_REPEATS
+) -> pd.DataFrame:
     """Regret of every way to choose k sources, on the exhaustive search's own trials."""
     pairs = measured_gains(trials)
     # Which setting of a pair is chosen depends on no other pair.
@@ -184,7 +186,7 @@ def compare(trials: pd.DataFrame, predictor: TransferPredictor) -> pd.DataFrame:
             rows.append((k, way, found.regret, np.nan, found.share_kept))
         found_at_random = [
             regret(trials, keep_best(pairs, rng.random(len(pairs)), k))
-            for _ in range(RANDOM_REPEATS)
+            for _ in range(random_repeats)
         ]
         lost = np.array([found.regret for found in found_at_random])
         shares = np.mean([found.share_kept for found in found_at_random])

@@ -130,7 +130,7 @@ def pair_features(
     -------
     DataFrame
         One row a pair, with the index of `pairs`, and one float64 column ``"<feature>[<layer>]"``
-        for each feature and layer. NaN where it cannot be computed.
+        for each feature and layer, and ``"attribution_score"``. NaN where it cannot be computed.
     """
     sources, targets = pair_columns(pairs, source, target)
     of_target = embeddings if target_embeddings is None else target_embeddings
@@ -147,6 +147,8 @@ def pair_features(
         ]
         for feature, values in _layer_features(cells).items():
             columns[f"{feature}[{layer}]"] = values
+    shared = _share_probe([*embeddings.values(), *of_target.values()])
+    columns["attribution_score"] = _score(columns, len(pairs), shared)
     return pd.DataFrame(columns, index=pairs.index)
 
 
@@ -174,14 +176,7 @@ def attribution_score(
         embedding or the two have no layer in common.
     """
     features = pair_features(pairs, embeddings, target_embeddings, source=source, target=target)
-
-    def columns(feature: str) -> FloatArray:
-        chosen = [name for name in features.columns if name.startswith(f"{feature}[")]
-        return features[chosen].to_numpy(dtype=float)
-
-    if not _share_probe([*embeddings.values(), *(target_embeddings or {}).values()]):
-        return _row_mean(columns("cosine"))
-    return _row_mean(columns("cka") + np.log(columns("source_rank")))
+    return features["attribution_score"].to_numpy(dtype=float)
 
 
 def source_popularity(
@@ -208,15 +203,12 @@ def source_popularity(
     """
     relative = measured["gain"] - measured.groupby("target")["gain"].transform("mean")
     cells = relative.groupby([measured["source"], measured["target"]]).agg(["sum", "count"])
-    totals = cells.groupby(level=0).sum()
-    popularity = np.full(len(sources), np.nan)
-    for row, pair in enumerate(zip(sources, targets, strict=True)):
-        if pair[0] in totals.index:
-            total, count = totals.loc[pair[0]]
-            own_total, own_count = cells.loc[pair] if pair in cells.index else (0.0, 0)
-            if count > own_count:
-                popularity[row] = (total - own_total) / (count - own_count)
-    return popularity
+    of_source = cells.groupby(level="source").sum()
+    pairs = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
+    everywhere = pairs.join(of_source, on="source")[["sum", "count"]].to_numpy(dtype=float)
+    here = pairs.join(cells, on=["source", "target"])[["sum", "count"]].to_numpy(dtype=float)
+    total, count = (everywhere - np.nan_to_num(here)).T
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 _FEATURES = (
@@ -276,6 +268,18 @@ class _LayerOfTask:
             centred = _centred(self.examples)
             self.gram = _unit_gram(centred)
             self.rank = _effective_rank(centred)
+
+
+def _score(columns: Mapping[str, FloatArray], n_pairs: int, shared_probe: bool) -> FloatArray:
+    """Score pairs as `attribution_score` says, from the features of their layers."""
+
+    def by_layer(feature: str) -> FloatArray:
+        chosen = [x for name, x in columns.items() if name.startswith(f"{feature}[")]
+        return np.column_stack(chosen) if chosen else np.full((n_pairs, 1), np.nan)
+
+    if not shared_probe:
+        return _row_mean(by_layer("cosine"))
+    return _row_mean(by_layer("cka") + np.log(by_layer("source_rank")))
 
 
 def _share_probe(embeddings: Sequence[TaskEmbedding]) -> bool:

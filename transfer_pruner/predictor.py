@@ -26,6 +26,8 @@ from transfer_pruner.pairs import (
     source_popularity,
 )
 
+Tasks = NDArray[np.object_]
+
 
 class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     r"""Predict the transfer gain of ordered pairs from attributions and measured transfers.
@@ -136,8 +138,9 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             {"source": sources[usable], "target": targets[usable], "gain": values[usable]}
         )
         self.n_features_in_ = 2
-        self.residuals_ = self._out_of_fold_residuals(measured)
-        self._learn(measured)
+        features = self._attribution_features(sources[usable], targets[usable])
+        self.residuals_ = self._out_of_fold_residuals(measured, features)
+        self._learn(measured, features)
         return self
 
     def predict(self, pairs: pd.DataFrame) -> FloatArray:
@@ -162,14 +165,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 source=self.source_column,
                 target=self.target_column,
             )
-        features = self._features(sources, targets)
-        known = features.notna().any(axis=1).to_numpy()
-        gains = np.full(len(pairs), np.nan)
-        if known.any():
-            gains[known] = self.regressor_.predict(features[known].to_numpy())
-        levels = np.array([self._levels.get(target, self._level) for target in targets])
-        predicted: FloatArray = gains + levels
-        return predicted
+        return self._predict(sources, targets, self._attribution_features(sources, targets))
 
     def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
         r"""Probability that the gain of each pair is positive.
@@ -189,16 +185,38 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         probability = (1 + exceeding) / (2 + len(self.residuals_))
         return np.where(np.isnan(predicted), np.nan, probability)
 
-    def _learn(self, measured: pd.DataFrame) -> None:
+    def _attribution_features(self, sources: Tasks, targets: Tasks) -> pd.DataFrame:
+        pairs = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
+        if not self.embeddings:
+            return pd.DataFrame(index=pairs.index)
+        return pair_features(pairs, self.embeddings, self.target_embeddings)
+
+    def _learn(self, measured: pd.DataFrame, features: pd.DataFrame) -> None:
         self.measured_ = measured
         by_target = measured.groupby("target")["gain"].agg(["mean", "count"])
         self._level = float(by_target["mean"].mean())
         weight = by_target["count"] / (by_target["count"] + by_target["count"].mean())
         self._levels = (weight * by_target["mean"] + (1 - weight) * self._level).to_dict()
-        features = self._features(measured["source"].to_numpy(), measured["target"].to_numpy())
+        sources, targets = measured["source"].to_numpy(), measured["target"].to_numpy()
         relative = measured["gain"] - measured["target"].map(by_target["mean"])
         self.regressor_ = clone(self.regressor) if self.regressor is not None else self._ridge()
-        self.regressor_.fit(features.to_numpy(), relative.to_numpy())
+        # A single transfer leaves nothing to choose the penalty by: 0 / 0 in its leave-one-out.
+        with np.errstate(invalid="ignore"):
+            self.regressor_.fit(self._all_features(sources, targets, features), relative.to_numpy())
+
+    def _predict(self, sources: Tasks, targets: Tasks, features: pd.DataFrame) -> FloatArray:
+        x = self._all_features(sources, targets, features)
+        known = ~np.isnan(x).all(axis=1)
+        gains = np.full(len(x), np.nan)
+        if known.any():
+            gains[known] = self.regressor_.predict(x[known])
+        levels = np.array([self._levels.get(target, self._level) for target in targets])
+        predicted: FloatArray = gains + levels
+        return predicted
+
+    def _all_features(self, sources: Tasks, targets: Tasks, features: pd.DataFrame) -> FloatArray:
+        popularity = source_popularity(sources, targets, self.measured_)
+        return np.column_stack([features.to_numpy(dtype=float), popularity])
 
     def _ridge(self) -> BaseEstimator:
         return make_pipeline(
@@ -207,18 +225,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             RidgeCV(alphas=np.logspace(-1, 4, 11)),
         )
 
-    def _features(self, sources: NDArray[np.object_], targets: NDArray[np.object_]) -> pd.DataFrame:
-        pairs = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
-        embeddings = self.embeddings or {}
-        features = pair_features(pairs, embeddings, self.target_embeddings)
-        if embeddings:
-            features["attribution_score"] = attribution_score(
-                pairs, embeddings, self.target_embeddings
-            )
-        features["popularity"] = source_popularity(sources, targets, self.measured_)
-        return features
-
-    def _out_of_fold_residuals(self, measured: pd.DataFrame) -> FloatArray:
+    def _out_of_fold_residuals(self, measured: pd.DataFrame, features: pd.DataFrame) -> FloatArray:
         """Predict every measured gain without its own target, as for a target never seen."""
         groups = measured["target"]
         if groups.nunique() >= 3:
@@ -230,10 +237,13 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         residuals = np.full(len(measured), np.nan)
         for rest, held_out in splits:
             fold = clone(self)
-            fold._learn(measured.iloc[rest].reset_index(drop=True))
-            pairs = measured.iloc[held_out].rename(
-                columns={"source": self.source_column, "target": self.target_column}
+            fold._learn(
+                *(table.iloc[rest].reset_index(drop=True) for table in (measured, features))
             )
-            residuals[held_out] = measured["gain"].to_numpy()[held_out] - fold.predict(pairs)
+            pairs = measured.iloc[held_out]
+            predicted = fold._predict(
+                pairs["source"].to_numpy(), pairs["target"].to_numpy(), features.iloc[held_out]
+            )
+            residuals[held_out] = pairs["gain"].to_numpy() - predicted
         known: FloatArray = residuals[np.isfinite(residuals)]
         return known

@@ -88,7 +88,7 @@ def test_scikit_learns_tools_take_it(embeddings: Embeddings, transfers: pd.DataF
     assert search.fit(transfers, transfers["gain"]).best_score_ > 0
 
 
-def test_equal_seeds_give_equal_predictions(
+def test_equal_transfers_give_equal_predictions(
     embeddings: Embeddings, transfers: pd.DataFrame
 ) -> None:
     first, second = (

@@ -1,0 +1,78 @@
+"""Importing loads nothing heavy, and imports run one way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import transfer_pruner
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "captum", "ray", "mlflow", "transformers", "matplotlib", "sklearn", "pandas"}
+HOSTS = {"optuna", "ray", "mlflow"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_the_core_and_the_optuna_adapter_load_without_torch_or_other_hosts() -> None:
+    assert not loaded_by("import transfer_pruner") & (HEAVY | HOSTS)
+    loaded = loaded_by("import transfer_pruner, transfer_pruner_optuna")
+    assert not loaded & {"torch", "captum", "ray", "mlflow", "transformers"}
+
+
+def test_the_mlflow_adapter_loads_without_mlflow_and_other_hosts() -> None:
+    assert not loaded_by("import transfer_pruner_mlflow") & {"torch", "captum", *HOSTS}
+
+
+def test_the_command_line_starts_without_heavy_imports() -> None:
+    assert not loaded_by("import transfer_pruner.cli") & (HEAVY | HOSTS)
+
+
+@pytest.mark.parametrize("name", transfer_pruner.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert getattr(transfer_pruner, name).__doc__
+    assert name in dir(transfer_pruner)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        transfer_pruner.nonsense  # noqa: B018
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_core_imports_no_host_and_torch_in_one_place() -> None:
+    for path in (ROOT / "transfer_pruner").glob("*.py"):
+        roots = {name.partition(".")[0] for name in imports_of(path)}
+        if path.name != "cli.py":
+            assert not {root for root in roots if root.partition("_pruner_")[1]}, path
+            assert not roots & HOSTS, path
+        if path.name not in ("attribution.py", "text.py"):
+            assert not roots & {"torch", "captum", "transformers"}, path
+
+
+def test_nothing_is_loaded_that_could_run_code() -> None:
+    for path in [*ROOT.glob("transfer_pruner/*.py"), *ROOT.glob("integrations/*/*.py")]:
+        roots = {name.partition(".")[0] for name in imports_of(path)}
+        assert not roots & {"pickle", "joblib", "cloudpickle", "shelve", "marshal"}, path
+        assert "torch.load(" not in path.read_text(), path
+
+
+def test_the_folder_named_mlflow_holds_no_python() -> None:
+    assert not list((ROOT / "mlflow").rglob("*.py"))
