@@ -43,11 +43,11 @@ def pair_heatmap(
     ranks = predicted.rank(ascending=False).loc[order, columns]
     gains = measured.loc[order, columns]
     limit = float(np.nanmax(np.abs(gains.to_numpy()))) or 1.0
-    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    figure = Figure(figsize=(13, 6.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     images = (
-        left.imshow(ranks, cmap="viridis_r"),
-        right.imshow(gains, cmap="RdBu", vmin=-limit, vmax=limit),
+        left.imshow(ranks, cmap="viridis_r", aspect="auto"),
+        right.imshow(gains, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto"),
     )
     labels = ("predicted rank within the target (1 = best)", "measured transfer gain")
     for axes, image, label in zip((left, right), images, labels, strict=True):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from itertools import product
 from typing import Any
 
@@ -116,18 +116,17 @@ class _Gate:
                 )
 
     def __call__(self, trial: Trial) -> Value:
-        started = time.perf_counter()
         self._meet(trial.study)
         space = self._search_space(trial.study)
         if not self._covers(space):
-            return self._run_unknown(trial, started)
+            return self._run_unknown(trial)
         for name in self._pair_of.params:
             _suggest(trial, name, space[name])
         decision = self._decide(trial)
         if decision.eliminated:
-            raise self._eliminate(trial, decision, space, started)
+            raise self._eliminate(trial, decision, space)
         self._mark(trial, decision)
-        return self._train(trial, trial, decision, started)
+        return self._train(trial, trial, decision)
 
     def _covers(self, space: Mapping[str, BaseDistribution]) -> bool:
         return all(name in space for name in self._pair_of.params)
@@ -141,14 +140,14 @@ class _Gate:
     def _decide(self, trial: Trial) -> Decision:
         return self._rule.decide(*self._pair_of(trial.params))
 
-    def _run_unknown(self, trial: Trial, started: float) -> Value:
+    def _run_unknown(self, trial: Trial) -> Value:
         """Run the objective until the pair is known: the study does not show its space yet."""
         watched = _WatchedTrial(trial, self._on_suggest)
         try:
-            return self._train(trial, watched, None, started)
+            return self._train(trial, watched, None)
         except _PairEliminated as eliminated:
             decision = eliminated.decision
-        held = [(trial, decision, started)]
+        held: list[tuple[Trial, Decision]] = []
         with self._scouting:
             space = self._search_space(trial.study)
             for _ in range(_SCOUTING_ATTEMPTS):
@@ -156,10 +155,10 @@ class _Gate:
                     break
                 held += self._scout(trial)
                 space = self._search_space(trial.study)
-        for other, its_decision, its_start in held[1:]:
-            self._eliminate(other, its_decision, space, its_start)
+        for other, its_decision in held:
+            self._eliminate(other, its_decision, space)
             trial.study.tell(other, state=TrialState.PRUNED)
-        raise self._eliminate(trial, decision, space, started)
+        raise self._eliminate(trial, decision, space)
 
     def _on_suggest(self, trial: Trial) -> bool:
         """Decide as soon as the objective has suggested the pair; say whether it has."""
@@ -171,7 +170,7 @@ class _Gate:
         self._mark(trial, decision)
         return True
 
-    def _scout(self, trial: Trial) -> list[tuple[Trial, Decision, float]]:
+    def _scout(self, trial: Trial) -> list[tuple[Trial, Decision]]:
         """Train a kept pair in a trial of its own, so that the study shows its whole space.
 
         Returns the trial if another worker took the enqueued one and ours is eliminated as well.
@@ -181,12 +180,12 @@ class _Gate:
             return []
         study = trial.study
         study.enqueue_trial(kept, user_attrs={"transfer_pruner.scout": 1})
-        scout, started = study.ask(), time.perf_counter()
+        scout = study.ask()
         watched = _WatchedTrial(scout, self._on_suggest)
         try:
-            value = self._train(scout, watched, None, started)
+            value = self._train(scout, watched, None)
         except _PairEliminated as eliminated:
-            return [(scout, eliminated.decision, started)]
+            return [(scout, eliminated.decision)]
         except optuna.TrialPruned:
             study.tell(scout, state=TrialState.PRUNED)
         except BaseException:
@@ -217,17 +216,14 @@ class _Gate:
         trial: Trial,
         decision: Decision,
         space: Mapping[str, BaseDistribution],
-        started: float,
     ) -> optuna.TrialPruned:
         for name, distribution in space.items():
             _suggest(trial, name, distribution)
         self._mark(trial, decision)
-        self._record(trial, decision, "eliminated", started)
+        self._record(trial, decision, "eliminated")
         return optuna.TrialPruned(f"eliminated before training: {decision.reason}")
 
-    def _train(
-        self, trial: Trial, shown: Trial, decision: Decision | None, started: float
-    ) -> Value:
+    def _train(self, trial: Trial, shown: Trial, decision: Decision | None) -> Value:
         """Enter the objective and record how it ended; `shown` is the trial that it is shown."""
         value: Value = math.nan
         outcome: Outcome = "failed"
@@ -242,7 +238,7 @@ class _Gate:
             raise
         finally:
             if outcome != "eliminated":
-                self._record(trial, decision, outcome, started, value)
+                self._record(trial, decision, outcome, value)
         return value
 
     def _mark(self, trial: Trial, decision: Decision) -> None:
@@ -261,20 +257,21 @@ class _Gate:
         trial: Trial,
         decision: Decision | None,
         outcome: Outcome,
-        started: float,
         value: Value = math.nan,
     ) -> None:
         if self._tracker is None or any(name not in trial.params for name in self._pair_of.params):
             return
         source, target = self._pair_of(trial.params)
         decision = decision or self._rule.decide(source, target)
+        # From when Optuna started the trial, as its own duration counts: sampling is paid for too.
+        begun = trial.datetime_start or datetime.now()
         self._tracker.record(
             TrialRecord(
                 number=trial.number,
                 source=plain_source(source, target),
                 target=target,
                 outcome=outcome,
-                seconds=time.perf_counter() - started,
+                seconds=(datetime.now() - begun).total_seconds(),
                 value=math.nan if isinstance(value, Sequence) else float(value),
                 score=decision.score,
                 probability=decision.probability,
