@@ -111,9 +111,7 @@ def make_objective(models: dict[str, digits.Network]) -> Callable[[optuna.Trial]
     return objective
 
 
-def search(
-    name: str, objective: Callable[[optuna.Trial], float], tracker: SavingsTracker | None = None
-) -> tuple[optuna.Study, float]:
+def search(name: str, objective: Callable[[optuna.Trial], float]) -> tuple[optuna.Study, float]:
     """Run what is left of a grid search; return the study and the seconds of all its trials."""
     study = optuna.create_study(
         study_name=name,
@@ -125,9 +123,6 @@ def search(
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state in finished]
-    if tracker is not None:
-        for record in records_from_study(study):
-            tracker.record(record)
     # The sampler takes a point for visited that an interrupted run left unfinished.
     for trial in trials:
         if trial.state not in finished and trial.params.keys() == SPACE.keys():
@@ -312,7 +307,10 @@ def main() -> None:
         attribution_seconds=attribution_seconds,
     ) as tracker:
         gated_objective = gate(objective, rule, search_space=DISTRIBUTIONS, tracker=tracker)
-        gated, gated_seconds = search("gated", gated_objective, tracker)
+        gated, gated_seconds = search("gated", gated_objective)
+        # The study knows of trials before an interruption too, and of Optuna's own seconds.
+        for record in records_from_study(gated, rule):
+            tracker.record(record)
         savings = tracker.savings()
         tracker.log_metrics(
             {

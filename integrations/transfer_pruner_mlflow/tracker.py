@@ -10,7 +10,6 @@ import threading
 import time
 import warnings
 from dataclasses import asdict
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -90,8 +89,8 @@ class SavingsTracker:
         self.attribution_seconds = attribution_seconds
         self._client: MlflowClient = MlflowClient(tracking_uri=tracking_uri)
         self._owns_run = run_id is None
-        self._records: list[TrialRecord] = []
-        self._closing = threading.Event()
+        self._records: dict[int, TrialRecord] = {}
+        self._unwritten, self._closing = threading.Event(), threading.Event()
         # A daemon, so that a server that hangs cannot keep the user's process from ending.
         self._writer = threading.Thread(target=self._write, name="savings-tracker", daemon=True)
 
@@ -127,13 +126,17 @@ class SavingsTracker:
             self._guarded(lambda: self._client.set_terminated(str(self.run_id), status))
 
     def record(self, record: TrialRecord) -> None:
-        """Take the record of one trial; returns at once, from any thread, and never raises."""
-        self._records.append(record)
+        """Take the record of one trial; returns at once, from any thread, and never raises.
+
+        A record with the number of an earlier one replaces it, so a study can be replayed.
+        """
+        self._records[record.number] = record
+        self._unwritten.set()
 
     def savings(self) -> Savings:
         """Estimate the savings of the trials recorded so far."""
         return estimate_savings(
-            list(self._records),
+            list(self._records.values()),
             single_task_seconds=self.single_task_seconds,
             attribution_seconds=self.attribution_seconds,
         )
@@ -148,15 +151,17 @@ class SavingsTracker:
 
     def _write(self) -> None:
         """Write the metrics every moment in which trials were recorded, until closed."""
-        written, closing = 0, False
+        closing = False
         while not closing:
             closing = self._closing.wait(_FLUSH_SECONDS)
-            if len(self._records) > written:
-                written = len(self._records)
-                self._guarded(partial(self._write_metrics, step=written))
+            if self._unwritten.is_set():
+                self._unwritten.clear()
+                self._guarded(self._write_metrics)
 
-    def _write_metrics(self, step: int) -> None:
-        self._log_metrics(self.savings().metrics(), step)
+    def _write_metrics(self) -> None:
+        savings = self.savings()
+        step = savings.trials_trained + savings.trials_eliminated + savings.trials_failed
+        self._log_metrics(savings.metrics(), step)
 
     def _log_metrics(self, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -170,7 +175,7 @@ class SavingsTracker:
         savings = self.savings()
         self._client.set_tag(run_id, "mlflow.note.content", _note(savings))
         if self._records:
-            table = _pairs_table(self._records)
+            table = _pairs_table(list(self._records.values()))
             self._client.log_table(run_id, table, "savings/pairs.json")
             self._client.log_text(run_id, table.to_csv(index=False), "savings/pairs.csv")
 
@@ -201,6 +206,7 @@ def _pairs_table(records: list[TrialRecord]) -> pd.DataFrame:
         best_value=("value", "max"),
         seconds=("seconds", "sum"),
     )
+    pairs = pairs.sort_values(["target", "score"], ascending=[True, False], ignore_index=True)
     # JSON has no NaN: the UI shows an empty cell for a missing number.
     return pairs.astype(object).where(pairs.notna(), None)
 

@@ -19,7 +19,6 @@ from transfer_pruner.savings import Outcome, TrialRecord
 
 ELIMINATED = "transfer_pruner.eliminated"
 SCORE = "transfer_pruner.score"
-PROBABILITY = "transfer_pruner.probability"
 REASON = "transfer_pruner.reason"
 RULE = "transfer_pruner.rule"
 
@@ -83,6 +82,7 @@ def record_study(study: optuna.Study, rule: EliminationRule) -> None:
 
 def records_from_study(
     study: optuna.Study,
+    rule: EliminationRule | None = None,
     *,
     source_param: str = "source",
     target_param: str = "target",
@@ -94,6 +94,9 @@ def records_from_study(
     ----------
     study : optuna.Study
         With or without trials that our adapters marked.
+    rule : EliminationRule, optional
+        The rule that decided; it fills in what the trials' user attributes do not hold (the
+        probability, the reason of a kept pair).
     source_param, target_param, target
         As for `gate`.
 
@@ -105,7 +108,7 @@ def records_from_study(
     """
     pair_of = PairOfTrial(source_param, target_param, target)
     return [
-        _record(trial, pair_of)
+        _record(trial, pair_of, rule)
         for trial in study.get_trials(deepcopy=False)
         if trial.state.is_finished() and all(name in trial.params for name in pair_of.params)
     ]
@@ -153,7 +156,7 @@ def transfers_from_study(
     rows = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if all(name in trial.params for name in pair_of.params):
-            record = _record(trial, pair_of)
+            record = _record(trial, pair_of, None)
             rows.append(
                 {
                     "source": record.source,
@@ -185,9 +188,12 @@ def transfers_from_study(
     return transfers[[*columns, *settings]].dropna(subset="gain").reset_index(drop=True)
 
 
-def _record(trial: FrozenTrial, pair_of: PairOfTrial) -> TrialRecord:
+def _record(trial: FrozenTrial, pair_of: PairOfTrial, rule: EliminationRule | None) -> TrialRecord:
     source, target = pair_of(trial.params)
     attributes = trial.user_attrs
+    decision = Decision(False, math.nan, math.nan, "")
+    if rule is not None and ELIMINATED in attributes:
+        decision = rule.decide(source, target)
     outcome: Outcome = "failed" if trial.state == TrialState.FAIL else "trained"
     if attributes.get(ELIMINATED) == 1 and trial.state == TrialState.PRUNED:
         outcome = "eliminated"
@@ -200,8 +206,8 @@ def _record(trial: FrozenTrial, pair_of: PairOfTrial) -> TrialRecord:
         outcome=outcome,
         seconds=duration.total_seconds() if duration is not None else 0.0,
         value=trial.values[0] if single else math.nan,
-        score=attributes.get(SCORE, math.nan),
-        probability=attributes.get(PROBABILITY, math.nan),
-        reason=attributes.get(REASON, ""),
+        score=attributes.get(SCORE, decision.score),
+        probability=decision.probability,
+        reason=attributes.get(REASON, decision.reason),
         hyperparameters=pair_of.hyperparameters(trial.params),
     )

@@ -145,12 +145,14 @@ def test_a_search_that_stops_leaves_a_run_that_says_so(
     assert run.data.metrics["savings/trials_trained"] == 1
 
 
-def test_threads_can_record_at_once(uri: str) -> None:
+def test_threads_can_record_at_once_and_replayed_trials_count_once(uri: str) -> None:
+    def record_all(tracker: SavingsTracker, start: int) -> None:
+        for number in range(start, start + 500):
+            for _ in range(2):
+                tracker.record(TrialRecord(number, "s", "t", "trained", 1.0))
+
     with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
-        threads = [
-            threading.Thread(target=lambda: [tracker.record(records()[1]) for _ in range(500)])
-            for _ in range(4)
-        ]
+        threads = [threading.Thread(target=record_all, args=(tracker, 500 * i)) for i in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -107,11 +107,12 @@ def test_with_the_space_given_the_body_is_not_even_entered(rule: EliminationRule
     assert objective.entered == len(study.get_trials(states=(TrialState.COMPLETE,)))
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("space", [SPACE, None], ids=["space given", "space learnt"])
 def test_tpe_still_infers_every_parameter_afterwards(
     rule: EliminationRule, space: dict[str, optuna.distributions.BaseDistribution] | None
 ) -> None:
-    sampler = optuna.samplers.TPESampler(seed=3)
+    sampler = optuna.samplers.TPESampler(multivariate=True, seed=3)
     study = optuna.create_study(sampler=sampler)
     study.optimize(gate(Objective(), rule, search_space=space), n_trials=40)
     trials = study.get_trials()

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from transfer_pruner import TransferPredictor, estimate_savings
+from transfer_pruner import Decision, EliminationRule, TransferPredictor, estimate_savings
 from transfer_pruner_optuna import records_from_study, transfers_from_study
 
 
@@ -109,4 +109,8 @@ def test_records_tell_outcomes_apart() -> None:
     assert records[0].hyperparameters == {"lr": 0.1}
     assert math.isnan(records[0].score)
     assert records[1].score == -2.0
+    rule = EliminationRule({("b", "t"): Decision(True, -2.0, 0.25, "told so")}, {})
+    told = records_from_study(study, rule)
+    assert (told[1].probability, told[1].reason) == (0.25, "told so")
+    assert told[0].reason == ""
     assert estimate_savings(records).pairs_eliminated == 1
