@@ -6,7 +6,8 @@ Run it again after Ctrl-C: finished models, embeddings and trials are kept in de
 from __future__ import annotations
 
 import json
-import logging
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,7 +243,7 @@ def print_comparison(comparison: pd.DataFrame) -> None:
     console.print(table)
     console.print(
         "share of gain kept: 1 - regret / regret of never transferring\n"
-        "* was given every transfer measured to the other targets, which a new search has not\n"
+        "* was given all transfers measured to the other targets; a new search has none\n"
         f"random: mean and standard deviation of {RANDOM_REPEATS} repeats",
         highlight=False,
     )
@@ -282,8 +283,7 @@ def print_savings(
 def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     OUT.mkdir(exist_ok=True)
     models, single_task_seconds = source_models()
     console.print(
@@ -345,4 +345,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        console.print("\nStopped. Run it again: what is finished is kept in demo-output/.")
+        sys.exit(130)
