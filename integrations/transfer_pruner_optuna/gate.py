@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import product
+from numbers import Real
 from typing import Any
 
 import optuna
@@ -150,11 +151,16 @@ class _Gate:
         held: list[tuple[Trial, Decision]] = []
         with self._scouting:
             space = self._search_space(trial.study)
+            kept = self._kept_params(trial)
             for _ in range(_SCOUTING_ATTEMPTS):
-                if self._covers(space):
+                if self._covers(space) or kept is None:
                     break
-                held += self._scout(trial)
-                space = self._search_space(trial.study)
+                scout, its_decision = self._scout(trial.study, kept)
+                if its_decision is None:
+                    space = scout.distributions
+                else:
+                    # Another worker took the kept pair, and the one that we got is eliminated too.
+                    held.append((scout, its_decision))
         for other, its_decision in held:
             self._eliminate(other, its_decision, space)
             trial.study.tell(other, state=TrialState.PRUNED)
@@ -170,22 +176,18 @@ class _Gate:
         self._mark(trial, decision)
         return True
 
-    def _scout(self, trial: Trial) -> list[tuple[Trial, Decision]]:
-        """Train a kept pair in a trial of its own, so that the study shows its whole space.
+    def _scout(self, study: optuna.Study, kept: dict[str, Any]) -> tuple[Trial, Decision | None]:
+        """Train a kept pair in a trial of its own, which shows the whole space.
 
-        Returns the trial if another worker took the enqueued one and ours is eliminated as well.
+        The decision is None if it trained; else the trial waits, neither trained nor told.
         """
-        kept = self._kept_params(trial)
-        if kept is None:
-            return []
-        study = trial.study
         study.enqueue_trial(kept, user_attrs={"transfer_pruner.scout": 1})
         scout = study.ask()
         watched = _WatchedTrial(scout, self._on_suggest)
         try:
             value = self._train(scout, watched, None)
         except _PairEliminated as eliminated:
-            return [(scout, eliminated.decision)]
+            return scout, eliminated.decision
         except optuna.TrialPruned:
             study.tell(scout, state=TrialState.PRUNED)
         except BaseException:
@@ -193,7 +195,7 @@ class _Gate:
             raise
         else:
             study.tell(scout, value)
-        return []
+        return scout, None
 
     def _kept_params(self, trial: Trial) -> dict[str, Any] | None:
         """Find a pair that the rule keeps, for the trial's own target if there is one."""
@@ -272,7 +274,8 @@ class _Gate:
                 target=target,
                 outcome=outcome,
                 seconds=(datetime.now() - begun).total_seconds(),
-                value=math.nan if isinstance(value, Sequence) else float(value),
+                # Several objectives, or a value that Optuna is about to refuse: no single number.
+                value=float(value) if isinstance(value, Real) else math.nan,
                 score=decision.score,
                 probability=decision.probability,
                 reason=decision.reason,

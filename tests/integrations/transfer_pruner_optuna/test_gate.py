@@ -214,6 +214,33 @@ def test_a_failing_objective_fails_as_it_would_without_the_gate(rule: Eliminatio
     assert log.records[-1].outcome == "failed"
 
 
+def test_a_scout_that_the_pruner_stops_has_shown_the_space(rule: EliminationRule) -> None:
+    trained = []
+
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", TASKS)
+        target = trial.suggest_categorical("target", TASKS)
+        trial.suggest_float("lr", 0, 1)
+        trained.append((source, target))
+        raise optuna.TrialPruned
+
+    study = optuna.create_study()
+    study.enqueue_trial({"source": "f", "target": "e"})
+    study.optimize(gate(objective, rule), n_trials=1)
+    assert len(trained) == 1
+    assert all(trial.params.keys() == {"source", "target", "lr"} for trial in study.trials)
+
+
+def test_a_value_that_is_no_number_is_optunas_to_refuse(rule: EliminationRule) -> None:
+    log = Log()
+    study = optuna.create_study()
+    wrong = gate(lambda _: None, rule, search_space=SPACE, tracker=log)  # type: ignore[arg-type]
+    study.enqueue_trial({"source": "a", "target": "b"})
+    study.optimize(wrong, n_trials=1)
+    assert study.trials[0].state == TrialState.FAIL
+    assert len(log.records) == 1
+
+
 def test_a_failing_scout_fails_loudly(rule: EliminationRule) -> None:
     study = optuna.create_study()
     study.enqueue_trial({"source": "f", "target": "e"})
