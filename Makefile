@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint examples wheel compat clean
+.PHONY: help setup demo test test-all lint examples bench-attribution wheel compat clean
 
 help:           ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,9 @@ lint: setup     ## Check style and types.
 
 examples: setup ## Run every example.
 	@for example in examples/[0-9]*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+bench-attribution: setup ## Compare one sweep over all layers with Captum's walk.
+	$(BIN)/python examples/bench_attribution.py
 
 wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
 	rm -rf dist build .venv-wheel

@@ -1,6 +1,6 @@
-"""From a single-task model and probe examples to a task embedding, through Captum.
+"""From a single-task model and probe examples to a task embedding.
 
-With text.py the only module that imports torch.
+With text.py and sweep.py the only modules that import torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import difflib
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,44 +21,13 @@ from transfer_pruner.embedding import EXAMPLES, TaskEmbedding
 
 try:
     import torch
-    from captum.attr import LayerConductance, LayerGradientXActivation
     from torch import Tensor, nn
-except ImportError as error:  # pragma: no cover - the wheel's check runs it in an empty environment
+
+    from transfer_pruner.sweep import Batch, Scorer, attribution_method
+except ImportError as error:  # the wheel's check runs it in an environment without torch
     raise ImportError(
         "embedding a task needs torch and captum: pip install 'transfer-pruner[attribution]'."
     ) from error
-
-Forward = Callable[[Tensor], Tensor]
-Attribute = Callable[[Forward, nn.Module, Tensor, Tensor, int | None, int], Tensor]
-
-
-def _conductance(
-    forward: Forward,
-    layer: nn.Module,
-    inputs: Tensor,
-    baselines: Tensor,
-    target: int | None,
-    n_steps: int,
-) -> Tensor:
-    attribution = LayerConductance(forward, layer)
-    return _first(attribution.attribute(inputs, baselines, target=target, n_steps=n_steps))
-
-
-def _gradient_x_activation(
-    forward: Forward,
-    layer: nn.Module,
-    inputs: Tensor,
-    baselines: Tensor,
-    target: int | None,
-    n_steps: int,
-) -> Tensor:
-    return _first(LayerGradientXActivation(forward, layer).attribute(inputs, target=target))
-
-
-METHODS: dict[str, Attribute] = {
-    "conductance": _conductance,
-    "gradient_x_activation": _gradient_x_activation,
-}
 
 
 def embed(
@@ -70,7 +38,7 @@ def embed(
     target: int | None = None,
     baselines: Tensor | float | None = None,
     layers: Sequence[str] | None = None,
-    method: str = "conductance",
+    method: str | type = "conductance",
     n_steps: int = 20,
     batch_size: int = 64,
 ) -> TaskEmbedding:
@@ -104,13 +72,16 @@ def embed(
         Names of modules as in ``model.named_modules()``. Left out: the blocks of a transformer
         (members of a ``ModuleList``), else every module that holds weights of its own, but for the
         output head; only modules that run exactly once in a forward pass.
-    method : {"conductance", "gradient_x_activation"}
-        Layer conductance (Dhamdhere et al. 2018) as the paper uses it, or gradient times
-        activation, which costs `n_steps` times less and needs no baseline input.
+    method : str or Captum class
+        ``"conductance"``: layer conductance (Dhamdhere et al. 2018) as the paper uses it, all
+        layers in one sweep. ``"gradient_x_activation"`` costs `n_steps` times less and needs no
+        baseline input. ``"integrated_gradients"``, ``"deep_lift"``, ``"gradient_shap"`` or a layer
+        attribution class of ``captum.attr``: by Captum, layer by layer.
     n_steps : int
         Steps of the integral.
     batch_size : int
-        Probe examples attributed together. Captum holds `n_steps` copies of them at once.
+        Probe examples attributed together. A sweep holds the activations of two steps at once, so
+        memory does not grow with `n_steps`; Captum's methods hold those of all steps.
 
     Returns
     -------
@@ -122,42 +93,89 @@ def embed(
     ValueError
         If a parameter is out of range, a layer does not exist, or attributions are not finite.
     """
-    started = time.perf_counter()
-    _check(inputs, method, n_steps, batch_size)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    _check(inputs)
+    device = device_of(model)
 
-    def forward(batch: Tensor) -> Tensor:
-        return _first(model(batch))
-
-    with _evaluating(model):
-        probe = inputs[:1].to(device)
-        _check_target(forward, probe, target)
-        names = list(layers) if layers is not None else _default_layers(model, probe)
-        modules = _modules(model, names)
-        examples: dict[str, list[NDArray[np.float32]]] = {layer: [] for layer in names}
-        change = []
+    def batches() -> Iterator[Batch]:
         for start in range(0, len(inputs), batch_size):
-            batch = inputs[start : start + batch_size].to(device)
-            reference = _baseline(baselines, batch, start)
-            change.append(_output_change(forward, batch, reference, target))
-            for layer, module in modules.items():
-                attributed = METHODS[method](forward, module, batch, reference, target, n_steps)
-                examples[layer].append(_sum_positions(module, attributed))
+            rows = inputs[start : start + batch_size].to(device)
+            yield Batch(rows, _baseline(baselines, rows, start))
+
+    return embed_batches(
+        Scorer(model),
+        batches,
+        name=name,
+        target=target,
+        layers=layers,
+        method=method,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        provenance={"probe": _fingerprint(inputs), "baselines": _describe(baselines)},
+    )
+
+
+def embed_batches(
+    scorer: Scorer,
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    name: str,
+    target: int | None,
+    layers: Sequence[str] | None,
+    method: str | type,
+    n_steps: int,
+    batch_size: int,
+    provenance: Mapping[str, object],
+    order: NDArray[np.intp] | None = None,
+) -> TaskEmbedding:
+    """Embed a task from batches of probe examples: what every kind of input has in common.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    batches : callable
+        Gives the batches, from the first on each time that it is called.
+    name, target, layers, method, n_steps, batch_size
+        As for `embed`.
+    provenance : mapping
+        What only the caller knows: the fingerprint of the probe, the baseline input.
+    order : array of int, optional
+        Which probe example each row of the batches is; theirs if left out.
+    """
+    started = time.perf_counter()
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1 but got {n_steps}.")
+    attribute = attribution_method(method, n_steps)
+    examples: dict[str, list[NDArray[np.float32]]] = {}
+    change = []
+    with evaluating(scorer):
+        modules: dict[str, nn.Module] = {}
+        for batch in batches():
+            scorer.extras = batch.extras
+            if not modules:
+                _check_target(scorer, batch.inputs, target)
+                names = layers if layers is not None else _default_layers(scorer, batch.inputs)
+                modules = _modules(scorer.model, names)
+                examples = {layer: [] for layer in modules}
+            change.append(_output_change(scorer, batch, target))
+            for layer, attributed in attribute(scorer, modules, batch, target).items():
+                examples[layer].append(_sum_positions(modules[layer], attributed))
     stacked = {layer: np.concatenate(parts) for layer, parts in examples.items()}
+    if order is not None:
+        stacked = {layer: values[np.argsort(order)] for layer, values in stacked.items()}
     return TaskEmbedding(
         name=name,
         vectors={layer: values.mean(axis=0) for layer, values in stacked.items()},
         signals={EXAMPLES + layer: values for layer, values in stacked.items()},
         provenance={
             "task": name,
-            "model": _fingerprint_model(model),
-            "probe": _fingerprint(inputs),
-            "n_probe": len(inputs),
-            "method": method,
+            "model": _fingerprint_model(scorer.model),
+            "n_probe": sum(len(part) for part in change),
+            "method": method if isinstance(method, str) else method.__name__,
             "target": target,
-            "layers": names,
+            "layers": list(stacked),
             "n_steps": n_steps,
-            "baselines": _describe(baselines),
             "output_change": float(np.concatenate(change).mean()),
             "seconds": time.perf_counter() - started,
             "versions": {
@@ -165,11 +183,17 @@ def embed(
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("torch", "captum")},
             },
+            **provenance,
         },
     )
 
 
-def _check(inputs: Tensor, method: str, n_steps: int, batch_size: int) -> None:
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _check(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise ValueError(f"inputs must be a tensor of one or more probe examples but got {got}.")
@@ -178,17 +202,11 @@ def _check(inputs: Tensor, method: str, n_steps: int, batch_size: int) -> None:
             f"inputs must be floating-point numbers but got {inputs.dtype}: attributions follow "
             "the path from a baseline input, which whole numbers do not have."
         )
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)} but got {method!r}.")
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1 but got {n_steps}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
 
 
-def _check_target(forward: Forward, probe: Tensor, target: int | None) -> None:
+def _check_target(scorer: Scorer, probe: Tensor, target: int | None) -> None:
     with torch.no_grad():
-        shape = tuple(forward(probe).shape)
+        shape = tuple(scorer(probe).shape)
     if len(shape) > 2:
         raise ValueError(
             f"the model's output must be of shape (n,) or (n, outputs) but is {shape}."
@@ -204,7 +222,7 @@ def _check_target(forward: Forward, probe: Tensor, target: int | None) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Turn dropout and batch statistics off, and each module back to the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -230,7 +248,8 @@ def _modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules[name] for name in names}
 
 
-def _default_layers(model: nn.Module, probe: Tensor) -> list[str]:
+def _default_layers(scorer: Scorer, probe: Tensor) -> list[str]:
+    model = scorer.model
     runs: list[str] = []
     hooks = []
     for name, module in model.named_modules():
@@ -238,7 +257,7 @@ def _default_layers(model: nn.Module, probe: Tensor) -> list[str]:
             hooks.append(module.register_forward_hook(lambda *_, name=name: runs.append(name)))
     try:
         with torch.no_grad():
-            model(probe)
+            scorer(probe)
     finally:
         for hook in hooks:
             hook.remove()
@@ -280,14 +299,13 @@ def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Te
         ) from None
 
 
-def _output_change(
-    forward: Forward, batch: Tensor, reference: Tensor, target: int | None
-) -> NDArray[np.float64]:
+def _output_change(scorer: Scorer, batch: Batch, target: int | None) -> NDArray[np.float64]:
     with torch.no_grad():
-        change = forward(batch) - forward(reference)
+        change = scorer(batch.inputs) - scorer(batch.baseline)
     if target is not None:
         change = change[:, target]
-    return change.double().cpu().numpy()
+    values: NDArray[np.float64] = change.double().cpu().numpy()
+    return values
 
 
 def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]:
@@ -299,13 +317,6 @@ def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]
     positions = [axis for axis in range(1, attributed.dim()) if axis != width_axis]
     summed = attributed.sum(dim=positions) if positions else attributed
     return summed.detach().float().cpu().numpy()
-
-
-def _first(output: Any) -> Tensor:
-    """Take the tensor out of what a module returned: itself, a tuple or a transformers output."""
-    logits = getattr(output, "logits", None)
-    tensor: Tensor = logits if logits is not None else output
-    return tensor[0] if isinstance(tensor, tuple) else tensor
 
 
 def _fingerprint(tensor: Tensor) -> str:

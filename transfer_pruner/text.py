@@ -1,0 +1,184 @@
+"""From a transformers sequence classifier, its tokenizer and texts to a task embedding."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from transfer_pruner.attribution import device_of, embed_batches, evaluating
+from transfer_pruner.embedding import TaskEmbedding
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+except ImportError as error:
+    raise ImportError(
+        "embedding a text task needs transformers: pip install 'transfer-pruner[text]'."
+    ) from error
+
+from transfer_pruner.sweep import Batch, Scorer
+
+# Logits of one text must not move by more than this when another text pads it.
+_PADDING_TOLERANCE = 1e-3
+
+
+def embed_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    name: str,
+    target: int | None = None,
+    layers: Sequence[str] | None = None,
+    method: str | type = "conductance",
+    n_steps: int = 20,
+    batch_size: int = 32,
+    max_length: int = 128,
+) -> TaskEmbedding:
+    """Embed a text task by the attributions of its single-task model on probe texts.
+
+    The path runs through the word embeddings, from a text whose tokens are all the padding token,
+    special tokens kept, to the text. Otherwise as `transfer_pruner.embed`; to be compared example
+    by example, two tasks need the same texts in the same order, whatever their tokenizers.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A sequence classifier that takes ``inputs_embeds``.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    texts : sequence of str
+        The probe examples; labels are not needed.
+    name : str
+        The task.
+    target : int, optional
+        Which logit to attribute. Left out: the positive class of a model with two labels, the only
+        logit of a model with one.
+    layers : sequence of str, optional
+        Names of modules; the encoder's blocks if left out.
+    method, n_steps
+        As for `transfer_pruner.embed`.
+    batch_size : int
+        Texts attributed together, of similar lengths. A model whose output changes when a text is
+        padded, such as a decoder that is classified at its last position, is given texts of equal
+        length together instead.
+    max_length : int
+        Tokens after which a text is cut.
+
+    Returns
+    -------
+    TaskEmbedding
+        With the signal ``"examples/<layer>"`` of shape (n_texts, width) for every layer.
+
+    Raises
+    ------
+    ValueError
+        If there is no text, `target` is needed, or a parameter is out of range.
+    """
+    texts = list(texts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"texts must be one string or more in a sequence but got {texts[:3]!r}.")
+    if target is None:
+        target = _default_target(model)
+    tokens = [
+        tokenizer(text, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        for text in texts
+    ]
+    order = np.argsort([len(encoded["input_ids"]) for encoded in tokens], kind="stable")
+    encoder = _Encoder(model, tokenizer)
+    padding = encoder.padding_changes_nothing([tokens[order[0]], tokens[order[-1]]])
+
+    def batches() -> Iterator[Batch]:
+        for rows in _rows(order, [len(x["input_ids"]) for x in tokens], batch_size, padding):
+            yield encoder.batch([tokens[row] for row in rows])
+
+    return embed_batches(
+        Scorer(model, inputs_name="inputs_embeds"),
+        batches,
+        name=name,
+        target=target,
+        layers=layers,
+        method=method,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        order=order,
+        provenance={
+            "probe": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "baselines": "padding token, special tokens kept",
+            "max_length": max_length,
+        },
+    )
+
+
+def _default_target(model: PreTrainedModel) -> int:
+    labels = int(model.config.num_labels or 1)
+    if labels > 2:
+        raise ValueError(
+            f"target must say which of the model's {labels} logits to attribute, from 0 to "
+            f"{labels - 1}."
+        )
+    return labels - 1
+
+
+def _rows(
+    order: np.ndarray[Any, Any], lengths: Sequence[int], batch_size: int, padding: bool
+) -> Iterator[list[int]]:
+    """Split texts, sorted by length, into batches; of equal lengths where padding is no option."""
+    groups = [list(order)]
+    if not padding:
+        groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row])]
+    for group in groups:
+        for start in range(0, len(group), max(batch_size, 1)):
+            yield group[start : start + max(batch_size, 1)]
+
+
+class _Encoder:
+    """Turns tokenized texts into batches of word embeddings on the model's device."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.embed: nn.Module = model.get_input_embeddings()
+        self.device = device_of(model)
+        self.takes_types = getattr(model.config, "type_vocab_size", 0) > 1
+        pad = tokenizer.pad_token_id
+        if pad is None:
+            # Decoders often have none; what ends a text says as little.
+            pad = tokenizer.eos_token_id
+        if pad is None:
+            raise ValueError(
+                "tokenizer must have a padding token, which is the baseline input: set "
+                "tokenizer.pad_token."
+            )
+        self.pad = int(pad)
+
+    def batch(self, tokens: Sequence[Any]) -> Batch:
+        """Pad texts to the longest of them; the baseline keeps special tokens and padding."""
+        ids = self._padded([x["input_ids"] for x in tokens], self.pad)
+        special = self._padded([x["special_tokens_mask"] for x in tokens], 1)
+        mask = self._padded([[1] * len(x["input_ids"]) for x in tokens], 0)
+        extras = {"attention_mask": mask}
+        if self.takes_types and "token_type_ids" in tokens[0]:
+            extras["token_type_ids"] = self._padded([x["token_type_ids"] for x in tokens], 0)
+        baseline = torch.where(special.bool(), ids, self.pad)
+        with torch.no_grad():
+            return Batch(self.embed(ids), self.embed(baseline), extras)
+
+    def padding_changes_nothing(self, tokens: Sequence[Any]) -> bool:
+        """Whether the shorter of two texts gets the same logits alone and beside the longer."""
+        if len(tokens[0]["input_ids"]) == len(tokens[1]["input_ids"]):
+            return True
+        with evaluating(self.model), torch.no_grad():
+            alone, beside = (
+                self.model(inputs_embeds=batch.inputs, **batch.extras).logits[0]
+                for batch in (self.batch(tokens[:1]), self.batch(tokens))
+            )
+        return bool((alone - beside).abs().max() <= _PADDING_TOLERANCE * (1 + alone.abs().max()))
+
+    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        longest = max(map(len, rows))
+        padded = [[*row, *[value] * (longest - len(row))] for row in rows]
+        return torch.tensor(padded, device=self.device)
