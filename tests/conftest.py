@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,14 @@ import pytest
 from transfer_pruner import TaskEmbedding
 from transfer_pruner.pairs import ordered_pairs
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 MakeEmbedding = Callable[..., TaskEmbedding]
+SENTENCES = (
+    "flood in the city help we need water and food for two hundred people at the old school "
+    "road closed volunteers wanted at the shelter tonight donate blankets"
+)
 
 
 @pytest.fixture
@@ -47,3 +56,48 @@ def transfers(embeddings: dict[str, TaskEmbedding]) -> pd.DataFrame:
     quality = dict(zip(sorted(embeddings), np.linspace(-0.1, 0.1, len(embeddings)), strict=True))
     pairs["gain"] = pairs["source"].map(quality) + rng.normal(0, 0.01, len(pairs))
     return pairs
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of two dozen words and four special tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *dict.fromkeys(SENTENCES.split())]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+    )
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Save a small classifier and its tokenizer, as somebody who fine-tuned it would."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def save(name: str, seed: int = 0) -> Path:
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=64,
+        )
+        folder = tmp_path / "models" / name
+        BertForSequenceClassification(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save

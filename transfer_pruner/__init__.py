@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         load_embeddings,
         save_embeddings,
     )
+    from transfer_pruner.many import embed_many
     from transfer_pruner.pairs import pair_features
     from transfer_pruner.predictor import TransferPredictor
     from transfer_pruner.rule import Decision, EliminationRule
@@ -34,6 +35,7 @@ __all__ = [
     "TransferPrunerWarning",
     "TrialRecord",
     "embed",
+    "embed_many",
     "estimate_savings",
     "load_embeddings",
     "pair_features",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "attribution": ("embed",),
     "embedding": ("TaskEmbedding", "TransferPrunerWarning", "load_embeddings", "save_embeddings"),
+    "many": ("embed_many",),
     "pairs": ("pair_features",),
     "predictor": ("TransferPredictor",),
     "rule": ("Decision", "EliminationRule"),

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfer_pruner import __version__
-from transfer_pruner.embedding import EXAMPLES, TaskEmbedding
+from transfer_pruner.embedding import ABSOLUTE, EXAMPLES, STANDARD_ERROR, TaskEmbedding
 
 try:
     import torch
     from torch import Tensor, nn
 
-    from transfer_pruner.sweep import Batch, Scorer, attribution_method
+    from transfer_pruner.sweep import INPUTS, Batch, Scorer, attribution_method
 except ImportError as error:  # the wheel's check runs it in an environment without torch
     raise ImportError(
         "embedding a task needs torch and captum: pip install 'transfer-pruner[attribution]'."
@@ -41,6 +41,7 @@ def embed(
     method: str | type = "conductance",
     n_steps: int = 20,
     batch_size: int = 64,
+    keep_examples: bool = True,
 ) -> TaskEmbedding:
     r"""Embed a task by the attributions of its single-task model on probe examples.
 
@@ -82,16 +83,21 @@ def embed(
     batch_size : int
         Probe examples attributed together. A sweep holds the activations of two steps at once, so
         memory does not grow with `n_steps`; Captum's methods hold those of all steps.
+    keep_examples : bool
+        Whether to keep the attributions of each probe example, without which two tasks can only be
+        compared by their mean: n_probe times the bytes of the vectors.
 
     Returns
     -------
     TaskEmbedding
-        With the signal ``"examples/<layer>"`` of shape (n_probe, width) for every layer.
+        With the signals ``"absolute/<layer>"``, ``"standard_error/<layer>"`` and, unless
+        `keep_examples` is off, ``"examples/<layer>"`` for every layer.
 
     Raises
     ------
     ValueError
-        If a parameter is out of range, a layer does not exist, or attributions are not finite.
+        If a parameter is out of range, a layer does not exist, gradients do not reach the inputs,
+        or attributions are not finite.
     """
     _check(inputs)
     device = device_of(model)
@@ -110,6 +116,7 @@ def embed(
         method=method,
         n_steps=n_steps,
         batch_size=batch_size,
+        keep_examples=keep_examples,
         provenance={"probe": _fingerprint(inputs), "baselines": _describe(baselines)},
     )
 
@@ -124,8 +131,10 @@ def embed_batches(
     method: str | type,
     n_steps: int,
     batch_size: int,
+    keep_examples: bool,
     provenance: Mapping[str, object],
     order: NDArray[np.intp] | None = None,
+    observe_inputs: Callable[[Batch, Tensor], None] | None = None,
 ) -> TaskEmbedding:
     """Embed a task from batches of probe examples: what every kind of input has in common.
 
@@ -134,12 +143,15 @@ def embed_batches(
     scorer : Scorer
     batches : callable
         Gives the batches, from the first on each time that it is called.
-    name, target, layers, method, n_steps, batch_size
+    name, target, layers, method, n_steps, batch_size, keep_examples
         As for `embed`.
     provenance : mapping
         What only the caller knows: the fingerprint of the probe, the baseline input.
     order : array of int, optional
         Which probe example each row of the batches is; theirs if left out.
+    observe_inputs : callable, optional
+        Called with each batch that has tokens and the attributions of its inputs, where the method
+        gives them.
     """
     started = time.perf_counter()
     if batch_size < 1:
@@ -148,30 +160,47 @@ def embed_batches(
         raise ValueError(f"n_steps must be at least 1 but got {n_steps}.")
     attribute = attribution_method(method, n_steps)
     examples: dict[str, list[NDArray[np.float32]]] = {}
-    change = []
+    absolute: dict[str, NDArray[np.float64]] = {}
+    change: list[NDArray[np.float64]] = []
     with evaluating(scorer):
         modules: dict[str, nn.Module] = {}
         for batch in batches():
             scorer.extras = batch.extras
             if not modules:
                 _check_target(scorer, batch.inputs, target)
+                _check_gradients(scorer, batch, target)
                 names = layers if layers is not None else _default_layers(scorer, batch.inputs)
                 modules = _modules(scorer.model, names)
                 examples = {layer: [] for layer in modules}
             change.append(_output_change(scorer, batch, target))
-            for layer, attributed in attribute(scorer, modules, batch, target).items():
+            attributions = attribute(scorer, modules, batch, target)
+            of_inputs = attributions.pop(INPUTS, None)
+            if of_inputs is not None and observe_inputs is not None:
+                observe_inputs(batch, of_inputs)
+            for layer, attributed in attributions.items():
                 examples[layer].append(_sum_positions(modules[layer], attributed))
+                total = _sum_positions(modules[layer], attributed.abs()).sum(axis=0, dtype=float)
+                absolute[layer] = absolute.get(layer, np.zeros_like(total)) + total
     stacked = {layer: np.concatenate(parts) for layer, parts in examples.items()}
     if order is not None:
         stacked = {layer: values[np.argsort(order)] for layer, values in stacked.items()}
+    n_probe = sum(map(len, change))
+    signals: dict[str, NDArray[np.float32]] = {
+        ABSOLUTE + layer: (total / n_probe).astype(np.float32) for layer, total in absolute.items()
+    }
+    for layer, values in stacked.items():
+        deviation = values.std(axis=0, ddof=1) if n_probe > 1 else np.zeros(values.shape[1])
+        signals[STANDARD_ERROR + layer] = deviation / np.sqrt(n_probe)
+        if keep_examples:
+            signals[EXAMPLES + layer] = values
     return TaskEmbedding(
         name=name,
         vectors={layer: values.mean(axis=0) for layer, values in stacked.items()},
-        signals={EXAMPLES + layer: values for layer, values in stacked.items()},
+        signals=signals,
         provenance={
             "task": name,
             "model": _fingerprint_model(scorer.model),
-            "n_probe": sum(len(part) for part in change),
+            "n_probe": n_probe,
             "method": method if isinstance(method, str) else method.__name__,
             "target": target,
             "layers": list(stacked),
@@ -219,6 +248,47 @@ def _check_target(scorer: Scorer, probe: Tensor, target: int | None) -> None:
             f"target must say which of the model's {outputs} outputs to attribute, from 0 to "
             f"{outputs - 1}, but got {target}."
         )
+
+
+# Along a path that is smooth between two points so close, a slope that is off by more than this is
+# not a matter of curvature.
+_PATH_STEP, _SLOPE_TOLERANCE = 0.01, 0.1
+
+
+def _check_gradients(scorer: Scorer, batch: Batch, target: int | None) -> None:
+    """Compare the gradient's slope along the path with that of the output itself.
+
+    An attention that detaches, or a model under no_grad, gives wrong gradients and no error.
+    """
+    if batch.inputs.dtype not in (torch.float32, torch.float64):
+        return  # too coarse to take differences in
+
+    def score(alpha: float) -> tuple[Tensor, Tensor]:
+        point = batch.baseline + alpha * (batch.inputs - batch.baseline)
+        point = point.detach().requires_grad_()
+        output = scorer(point)
+        return point, output if target is None else output[:, target]
+
+    advice = "a layer detaches them or runs under torch.no_grad()"
+    attention = getattr(getattr(scorer.model, "config", None), "_attn_implementation", None)
+    if attention is not None:
+        advice = f"load it with attn_implementation='eager' instead of {attention!r}"
+    broken = ValueError(f"model gives wrong gradients with respect to its inputs: {advice}.")
+    with torch.enable_grad():
+        point, output = score(0.5)
+        if not output.requires_grad:
+            raise broken
+        (gradient,) = torch.autograd.grad(output.sum(), point, materialize_grads=True)
+    with torch.no_grad():
+        direction = (batch.inputs - batch.baseline).flatten(1)
+        slope = (gradient.flatten(1) * direction).sum(dim=1)
+        low, high = (score(0.5 + sign * _PATH_STEP / 2)[1] for sign in (-1, 1))
+        measured = (high - low) / _PATH_STEP
+        # What the output's own digits leave uncertain of a difference.
+        noise = 100 * torch.finfo(output.dtype).eps * output.norm() / _PATH_STEP
+        allowed = _SLOPE_TOLERANCE * (slope.norm() + measured.norm()) + noise
+        if (slope - measured).norm() > allowed:
+            raise broken
 
 
 @contextmanager

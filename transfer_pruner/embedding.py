@@ -22,6 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 FORMAT = 1
 EXAMPLES = "examples/"
 """Prefix of the signals that hold one attribution vector for each probe example."""
+ABSOLUTE = "absolute/"
+"""Prefix of the signals that hold the mean absolute attribution of each neuron."""
+STANDARD_ERROR = "standard_error/"
+"""Prefix of the signals that say how uncertain each number of a vector is."""
+TOKENS = "tokens"
+"""The signal that holds the attributions of the tokens that ``provenance["tokens"]`` names."""
 
 _SUFFIX = ".safetensors"
 
@@ -47,7 +53,11 @@ class TaskEmbedding:
         mean change of the model's output from the baseline input to the input.
     signals : mapping of str to array, optional
         Further measurements by name, stored as float32. ``"examples/<layer>"``, of shape
-        (n_probe, width), holds the attributions of each probe example before averaging.
+        (n_probe, width), holds the attributions of each probe example before averaging;
+        ``"absolute/<layer>"``, of shape (width,), the mean absolute attribution, no two positions
+        or examples cancelling; ``"standard_error/<layer>"``, of shape (width,), the standard error
+        of the vector over probe examples; ``"tokens"``, of shape (k,), for a text task, the mean
+        attribution of each token of ``provenance["tokens"]``.
     provenance : mapping of str to JSON values, optional
         Where the embedding comes from: fingerprints of model and probe, method, layers, steps,
         library versions, seconds.
@@ -149,7 +159,7 @@ def save_embeddings(embeddings: Iterable[TaskEmbedding], directory: str | os.Pat
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for embedding in embeddings:
-        write_atomically(directory / (quote(embedding.name, safe="") + _SUFFIX), _encode(embedding))
+        write_atomically(embedding_file(directory, embedding.name), _encode(embedding))
 
 
 def load_embeddings(directory: str | os.PathLike[str]) -> dict[str, TaskEmbedding]:
@@ -182,6 +192,32 @@ def load_embeddings(directory: str | os.PathLike[str]) -> dict[str, TaskEmbeddin
             "save_embeddings()."
         )
     return {embedding.name: embedding for embedding in map(_decode, files)}
+
+
+def embedding_file(directory: Path, name: str) -> Path:
+    """Where the embedding of a task is kept."""
+    return directory / (quote(name, safe="") + _SUFFIX)
+
+
+def read_provenance(file: Path) -> dict[str, Any]:
+    """Read where an embedding comes from, without its arrays.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is truncated or is not a task embedding.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as content:
+            header = json.loads((content.metadata() or {})["transfer_pruner"])
+            provenance: dict[str, Any] = header["provenance"]
+            return provenance
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is not a whole task embedding ({error}).") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -24,6 +24,11 @@ CAPTUM_METHODS = {
     "integrated_gradients": attr.LayerIntegratedGradients,
 }
 METHODS = ("conductance", "gradient_x_activation", *CAPTUM_METHODS)
+INPUTS = ""
+"""Beside the layers, under torch's name for the model itself: the attributions of the inputs.
+
+Given by the two methods that are ours, for batches that say which tokens their inputs embed.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,14 @@ class Batch:
         The two ends of the path.
     extras : dict of str to Tensor
         Further keyword arguments of the model, which stay the same along the path.
+    tokens : Tensor of shape (n, positions), optional
+        Which token stands where, for inputs that embed tokens.
     """
 
     inputs: Tensor
     baseline: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
 
 
 class Scorer(nn.Module):
@@ -52,11 +60,15 @@ class Scorer(nn.Module):
         self.inputs_name = inputs_name
         self.extras: dict[str, Tensor] = {}
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map inputs (n, ...) to outputs (n,) or (n, n_classes)."""
+    def forward(self, inputs: Tensor, *extras: Tensor) -> Tensor:
+        """Map inputs (n, ...) to outputs (n,) or (n, n_classes).
+
+        Captum, which repeats the inputs, hands the extras in as often repeated.
+        """
+        named = dict(zip(self.extras, extras, strict=True)) if extras else self.extras
         if self.inputs_name is None:
-            return first_tensor(self.model(inputs, **self.extras))
-        return first_tensor(self.model(**{self.inputs_name: inputs}, **self.extras))
+            return first_tensor(self.model(inputs, **named))
+        return first_tensor(self.model(**{self.inputs_name: inputs}, **named))
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -110,10 +122,12 @@ def _conductance(
     for step, alpha in enumerate((nodes + 1) / 2):
         point = batch.baseline + float(alpha) * (batch.inputs - batch.baseline)
         activations, new_gradients = _sweep(
-            scorer, modules, point, target, with_gradients=step < n_steps
+            scorer, modules, point, target, step < n_steps, batch.tokens is not None
         )
         for layer, gradient in gradients.items():
-            part = gradient * (activations[layer] - before[layer])
+            # Of half-precision models too, the sum over steps is taken in float32 or better.
+            change = activations[layer] - before[layer]
+            part = gradient * change if change.dtype == torch.float64 else gradient.float() * change
             conductance[layer] = conductance[layer] + part if layer in conductance else part
         before, gradients = activations, new_gradients
     return conductance
@@ -122,7 +136,8 @@ def _conductance(
 def _gradient_x_activation(
     scorer: Scorer, modules: Mapping[str, nn.Module], batch: Batch, target: int | None
 ) -> dict[str, Tensor]:
-    activations, gradients = _sweep(scorer, modules, batch.inputs, target, with_gradients=True)
+    with_inputs = batch.tokens is not None
+    activations, gradients = _sweep(scorer, modules, batch.inputs, target, True, with_inputs)
     return {layer: gradient * activations[layer] for layer, gradient in gradients.items()}
 
 
@@ -131,11 +146,12 @@ def _sweep(
     modules: Mapping[str, nn.Module],
     point: Tensor,
     target: int | None,
-    *,
     with_gradients: bool,
+    with_inputs: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Activations of all layers at a point and the output's gradients: one pass each way."""
-    activations: dict[str, Tensor] = {}
+    point = point.detach().requires_grad_(with_gradients)
+    activations: dict[str, Tensor] = {INPUTS: point} if with_inputs else {}
 
     def keep(layer: str, output: Any) -> Any:
         tensor = first_tensor(output)
@@ -150,16 +166,21 @@ def _sweep(
     ]
     try:
         with torch.set_grad_enabled(with_gradients):
-            output = scorer(point.detach().requires_grad_(with_gradients))
+            output = scorer(point)
             score = (output if target is None else output[:, target]).sum()
     finally:
         for hook in hooks:
             hook.remove()
     gradients: tuple[Tensor, ...] = ()
     if with_gradients:
-        gradients = torch.autograd.grad(score, [activations[layer] for layer in modules])
+        gradients = torch.autograd.grad(score, list(activations.values()), allow_unused=True)
+    for layer, gradient in zip(activations, gradients, strict=False):
+        if gradient is None:
+            raise ValueError(
+                f"layers holds {layer!r}, from which no gradient reaches the output: leave it out."
+            )
     kept = {layer: tensor.detach() for layer, tensor in activations.items()}
-    return kept, dict(zip(modules, gradients, strict=False))
+    return kept, dict(zip(activations, gradients, strict=False))
 
 
 def _by_captum(
@@ -173,7 +194,12 @@ def _by_captum(
 ) -> dict[str, Tensor]:
     attributions = {}
     accepted = inspect.signature(captum_class.attribute).parameters  # type: ignore[attr-defined]
-    offered = {"baselines": batch.baseline, "n_steps": n_steps}
+    extras = tuple(batch.extras.values()) or None
+    offered = {
+        "baselines": batch.baseline,
+        "n_steps": n_steps,
+        "additional_forward_args": extras,
+    }
     options = {key: value for key, value in offered.items() if key in accepted}
     for layer, module in modules.items():
         attribution = captum_class(scorer, module)

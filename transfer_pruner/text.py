@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from transfer_pruner.attribution import device_of, embed_batches, evaluating
-from transfer_pruner.embedding import TaskEmbedding
+from transfer_pruner.embedding import TOKENS, TaskEmbedding
 
 try:
     import torch
@@ -39,6 +40,8 @@ def embed_text(
     n_steps: int = 20,
     batch_size: int = 32,
     max_length: int = 128,
+    keep_examples: bool = True,
+    top_tokens: int = 256,
 ) -> TaskEmbedding:
     """Embed a text task by the attributions of its single-task model on probe texts.
 
@@ -60,7 +63,7 @@ def embed_text(
         logit of a model with one.
     layers : sequence of str, optional
         Names of modules; the encoder's blocks if left out.
-    method, n_steps
+    method, n_steps, keep_examples
         As for `transfer_pruner.embed`.
     batch_size : int
         Texts attributed together, of similar lengths. A model whose output changes when a text is
@@ -68,11 +71,18 @@ def embed_text(
         length together instead.
     max_length : int
         Tokens after which a text is cut.
+    top_tokens : int
+        Keep the attributions of this many tokens of the vocabulary, the largest by absolute value;
+        0 for none. They take the backward passes down to the word embeddings. Only with the
+        methods ``"conductance"``, where they are integrated gradients, and
+        ``"gradient_x_activation"``.
 
     Returns
     -------
     TaskEmbedding
-        With the signal ``"examples/<layer>"`` of shape (n_texts, width) for every layer.
+        With the signals of `transfer_pruner.embed`, and ``"tokens"``: the attribution of each
+        token of ``provenance["tokens"]``, summed over where it stands and averaged over texts.
+        ``provenance["tokens_share"]`` is their share of the absolute attribution of all tokens.
 
     Raises
     ------
@@ -88,15 +98,20 @@ def embed_text(
         tokenizer(text, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         for text in texts
     ]
+    if top_tokens < 0:
+        raise ValueError(f"top_tokens must be 0 or more but got {top_tokens}.")
     order = np.argsort([len(encoded["input_ids"]) for encoded in tokens], kind="stable")
     encoder = _Encoder(model, tokenizer)
     padding = encoder.padding_changes_nothing([tokens[order[0]], tokens[order[-1]]])
 
+    of_token = _TokenAttributions(len(texts))
+
     def batches() -> Iterator[Batch]:
         for rows in _rows(order, [len(x["input_ids"]) for x in tokens], batch_size, padding):
-            yield encoder.batch([tokens[row] for row in rows])
+            batch = encoder.batch([tokens[row] for row in rows])
+            yield batch if top_tokens else replace(batch, tokens=None)
 
-    return embed_batches(
+    embedding = embed_batches(
         Scorer(model, inputs_name="inputs_embeds"),
         batches,
         name=name,
@@ -105,13 +120,16 @@ def embed_text(
         method=method,
         n_steps=n_steps,
         batch_size=batch_size,
+        keep_examples=keep_examples,
         order=order,
+        observe_inputs=of_token.add,
         provenance={
             "probe": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
             "baselines": "padding token, special tokens kept",
             "max_length": max_length,
         },
     )
+    return of_token.added_to(embedding, tokenizer, top_tokens)
 
 
 def _default_target(model: PreTrainedModel) -> int:
@@ -134,6 +152,43 @@ def _rows(
     for group in groups:
         for start in range(0, len(group), max(batch_size, 1)):
             yield group[start : start + max(batch_size, 1)]
+
+
+class _TokenAttributions:
+    """Sums the attributions of word embeddings by token of the vocabulary."""
+
+    def __init__(self, n_texts: int) -> None:
+        self.n_texts = n_texts
+        self.totals: dict[int, float] = {}
+
+    def add(self, batch: Batch, attributed: Tensor) -> None:
+        if batch.tokens is None:
+            return
+        of_position = attributed.sum(dim=-1).double().cpu().numpy().ravel()
+        tokens, places = np.unique(batch.tokens.cpu().numpy().ravel(), return_inverse=True)
+        sums = np.bincount(places.ravel(), weights=of_position)
+        for token, total in zip(tokens.tolist(), sums.tolist(), strict=True):
+            self.totals[token] = self.totals.get(token, 0.0) + total
+
+    def added_to(
+        self, embedding: TaskEmbedding, tokenizer: PreTrainedTokenizerBase, top: int
+    ) -> TaskEmbedding:
+        mass = sum(map(abs, self.totals.values()))
+        # Special and padding tokens stand in the baseline input too: theirs is exactly 0.
+        ranked = sorted(self.totals, key=lambda token: (-abs(self.totals[token]), token))
+        kept = [token for token in ranked[:top] if self.totals[token] != 0]
+        if not kept:
+            return embedding
+        share = sum(abs(self.totals[token]) for token in kept) / mass
+        words = tokenizer.convert_ids_to_tokens(kept)
+        return replace(
+            embedding,
+            signals={
+                **embedding.signals,
+                TOKENS: np.array([self.totals[token] / self.n_texts for token in kept]),
+            },
+            provenance={**embedding.provenance, "tokens": words, "tokens_share": share},
+        )
 
 
 class _Encoder:
@@ -165,7 +220,7 @@ class _Encoder:
             extras["token_type_ids"] = self._padded([x["token_type_ids"] for x in tokens], 0)
         baseline = torch.where(special.bool(), ids, self.pad)
         with torch.no_grad():
-            return Batch(self.embed(ids), self.embed(baseline), extras)
+            return Batch(self.embed(ids), self.embed(baseline), extras, tokens=ids)
 
     def padding_changes_nothing(self, tokens: Sequence[Any]) -> bool:
         """Whether the shorter of two texts gets the same logits alone and beside the longer."""

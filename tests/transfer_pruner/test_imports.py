@@ -32,6 +32,11 @@ def test_the_mlflow_adapter_loads_without_mlflow_and_other_hosts() -> None:
     assert not loaded_by("import transfer_pruner_mlflow") & {"torch", "captum", *HOSTS}
 
 
+def test_the_ray_adapter_loads_without_torch_and_other_hosts() -> None:
+    loaded = loaded_by("import transfer_pruner_ray")
+    assert not loaded & {"torch", "captum", "transformers", "optuna", "mlflow"}
+
+
 def test_the_command_line_starts_without_heavy_imports() -> None:
     assert not loaded_by("import transfer_pruner.cli") & (HEAVY | HOSTS)
 
@@ -63,7 +68,7 @@ def test_the_core_imports_no_host_and_torch_in_one_place() -> None:
         if path.name != "cli.py":
             assert not {root for root in roots if root.partition("_pruner_")[1]}, path
             assert not roots & HOSTS, path
-        if path.name not in ("attribution.py", "sweep.py", "text.py"):
+        if path.name not in ("attribution.py", "sweep.py", "text.py", "many.py"):
             assert not roots & {"torch", "captum", "transformers"}, path
 
 

@@ -1,0 +1,95 @@
+"""Embed many text tasks on a Ray cluster: the call of `transfer_pruner.embed_many`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_pruner.embedding import TaskEmbedding
+from transfer_pruner.many import Job, make_jobs, run_jobs
+
+try:
+    import ray
+except ImportError as error:
+    raise ImportError(
+        "embedding on a cluster needs ray: pip install 'transfer-pruner[ray,text]'."
+    ) from error
+
+
+def embed_many(
+    models: Mapping[str, str | os.PathLike[str]],
+    texts: Sequence[str] | Mapping[str, Sequence[str]],
+    directory: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    progress: bool = True,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_retries: int = 3,
+    **settings: Any,
+) -> dict[str, Path]:
+    """Embed text tasks from saved models on a Ray cluster, those that are not there already.
+
+    One Ray task for each model; this process alone writes to `directory`, as results come in, so
+    the workers need not share it. A worker or node that dies costs what it was working on, which
+    Ray gives to another. The cluster is the one that ``ray.init`` connected to; without it Ray
+    starts one on this machine.
+
+    Parameters
+    ----------
+    models : mapping of str to path or str
+        As for `transfer_pruner.embed_many`; a folder must be there on every node, a hub id is
+        fetched by each.
+    texts, directory, device, dtype, progress, **settings
+        As for `transfer_pruner.embed_many`.
+    num_cpus, num_gpus : float
+        What one model takes: torch uses as many threads as CPUs, and a fraction of a GPU lets
+        several models share it.
+    max_retries : int
+        How often a model is given to another worker after one died on it; -1 for no limit.
+
+    Returns
+    -------
+    dict of str to Path
+        Task -> file of its embedding.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is bad; nothing is computed then.
+    ExceptionGroup
+        If tasks could not be embedded: after all the others were, one error for each.
+    """
+    jobs = make_jobs(models, texts, device=device, dtype=dtype, settings=settings)
+    threads = max(1, math.floor(num_cpus))
+    work = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)(_work)
+
+    def results(pending: Sequence[Job]) -> Iterator[tuple[Job, TaskEmbedding | Exception]]:
+        waiting = list(reversed(pending))
+        running: dict[ray.ObjectRef[TaskEmbedding], Job] = {}
+        while waiting or running:
+            # More than the cluster can run at once would only hold embeddings in its memory.
+            resources = ray.cluster_resources() if ray.is_initialized() else {}  # type: ignore[no-untyped-call]
+            at_once = resources.get("CPU", 1.0) / max(num_cpus, 0.1)
+            while waiting and len(running) < 2 * max(1.0, at_once):
+                job = waiting.pop()
+                running[work.remote(job, threads)] = job
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(done)
+            try:
+                yield job, ray.get(done)
+            except Exception as error:
+                yield job, error
+
+    return run_jobs(jobs, directory, results, progress=progress)
+
+
+def _work(job: Job, threads: int) -> TaskEmbedding:
+    import torch
+
+    torch.set_num_threads(threads)
+    return job.run()
