@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -12,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from transfer_pruner import load_embeddings
 from transfer_pruner.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -30,9 +32,14 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def test_what_the_readme_says_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    save_model: Callable[..., Path],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for seed, task in enumerate(("news", "advice")):
+        save_model(task, seed)
     torch.manual_seed(0)
     models = {
         task: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -46,11 +53,17 @@ def test_what_the_readme_says_runs(
         ),
     )
     study.optimize(objective)
-    names = {"objective": objective, "models": models, "probe": torch.rand(12, 6)}
-    drop_in, embedding, measured = blocks("python")
+    names = {
+        "objective": objective,
+        "models": models,
+        "probe": torch.rand(12, 6),
+        "probe_texts": ["flood in the city", "help"],
+    }
+    drop_in, embedding, many, measured = blocks("python")
     # The reader meets the drop-in first; its embeddings come from the block after it.
-    for block in (embedding, drop_in, measured):
+    for block in (embedding, drop_in, many, measured):
         exec(block, names)
+    assert list(load_embeddings("text-embeddings")) == ["advice", "news"]
     assert "pairs eliminated before training" in capsys.readouterr().out
     commands = [line for block in blocks("console") for line in block.splitlines()]
     ours = [shlex.split(line) for line in commands if line.startswith("transfer-pruner")]

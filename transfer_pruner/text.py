@@ -37,7 +37,7 @@ def embed_text(
     target: int | None = None,
     layers: Sequence[str] | None = None,
     method: str | type = "conductance",
-    n_steps: int = 20,
+    n_steps: int = 8,
     batch_size: int = 32,
     max_length: int = 128,
     keep_examples: bool = True,
@@ -55,7 +55,8 @@ def embed_text(
         A sequence classifier that takes ``inputs_embeds``.
     tokenizer : transformers.PreTrainedTokenizerBase
     texts : sequence of str
-        The probe examples; labels are not needed.
+        The probe examples; labels are not needed. 64 or more, the same for all tasks, are enough to
+        compare tasks by.
     name : str
         The task.
     target : int, optional

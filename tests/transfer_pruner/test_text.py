@@ -110,7 +110,9 @@ def test_conductance_is_captums(tokenizer: PreTrainedTokenizerFast) -> None:
     model = AutoModelForSequenceClassification.from_config(FAMILIES["bert"]).eval()
     # Captum refuses the blocks of older transformers, which return more than tensors.
     layers = [f"bert.encoder.layer.{index}.output" for index in range(3)]
-    embedding = embed_text(model, tokenizer, TEXTS[:1], name="t", target=0, layers=layers)
+    embedding = embed_text(
+        model, tokenizer, TEXTS[:1], name="t", target=0, layers=layers, n_steps=20
+    )
     ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     baseline = ids.clone()
     baseline[:, 1:-1] = tokenizer.pad_token_id

@@ -1,0 +1,207 @@
+"""What can be known of every pair before it trains: attributions, and what others go by.
+
+    python examples/trec_is/features.py --train train.csv --test test.csv --out trec-is-output
+
+For every seed, of the source models that measure.py left in the folder and of each target's model
+that was trained on its few labels (the single-task baseline): their attributions on shared probe
+texts, compared pair by pair; LogME and H-score of the source's features on the target's few texts;
+what the source's head scores there, untrained; label overlap; sizes. Numbers alone are written, and
+the seconds of CPU that each kind took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import encoder
+import measure
+import numpy as np
+import pandas as pd
+import torch
+from encoder import Activations, Top
+from measure import Bench
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from transfer_pruner import TaskEmbedding, pair_features, save_embeddings
+from transfer_pruner.attribution import embed_batches
+from transfer_pruner.pairs import cosine, ordered_pairs
+from transfer_pruner.sweep import Batch, Scorer
+from transfer_pruner.transferability import h_score, logme, null_corrected
+
+N_PROBE = 64
+
+
+class Probe:
+    """Shared probe texts as batches of frozen activations, and those of their baseline inputs."""
+
+    def __init__(self, texts: list[str], n_trainable: int) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(encoder.minilm(), local_files_only=True)
+        model = AutoModel.from_pretrained(encoder.minilm(), local_files_only=True).eval()
+        encoded = tokenizer(
+            texts, truncation=True, max_length=encoder.MAX_LENGTH, return_special_tokens_mask=True
+        )
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        self.order = np.argsort(lengths, kind="stable")
+        self.batches: list[Batch] = []
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            ids = torch.tensor([encoded["input_ids"][row] for row in rows])
+            special = torch.tensor([encoded["special_tokens_mask"][row] for row in rows]).bool()
+            without = torch.where(special, ids, tokenizer.pad_token_id)
+            with torch.no_grad():
+                ends = [
+                    model(x, output_hidden_states=True).hidden_states[-1 - n_trainable]
+                    for x in (ids, without)
+                ]
+            self.batches.append(Batch(*ends, tokens=ids))
+
+    def __call__(self) -> Iterator[Batch]:
+        """Give the batches, from the first on."""
+        return iter(self.batches)
+
+
+class Classifier(nn.Module):
+    """The trainable part on texts of one length: (texts, tokens, width) -> (texts,)."""
+
+    def __init__(self, top: Top) -> None:
+        super().__init__()
+        self.blocks, self.head = top.blocks, top.head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Score texts of one length."""
+        for block in self.blocks:
+            output = block(hidden, None)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return self.head(hidden.mean(dim=1)).squeeze(-1)
+
+
+def embed_top(top: Top, probe: Probe, name: str, n_steps: int, method: str) -> TaskEmbedding:
+    """Embed a task by the part of its model that was trained; the rest is the same for all."""
+    tokens: dict[int, float] = {}
+
+    def observe(batch: Batch, attributed: Tensor) -> None:
+        assert batch.tokens is not None
+        of_position = attributed.sum(dim=-1).flatten().tolist()
+        for token, value in zip(batch.tokens.flatten().tolist(), of_position, strict=True):
+            tokens[token] = tokens.get(token, 0.0) + value
+
+    embedding = embed_batches(
+        Scorer(Classifier(top)),
+        probe,
+        name=name,
+        target=None,
+        layers=[f"blocks.{index}" for index in range(len(top.blocks))],
+        method=method,
+        n_steps=n_steps,
+        batch_size=64,
+        keep_examples=True,
+        order=probe.order,
+        observe_inputs=observe,
+        provenance={"probe": "shared"},
+    )
+    dense = np.array([tokens[token] for token in sorted(tokens)])
+    return TaskEmbedding(
+        name,
+        embedding.vectors,
+        {**embedding.signals, "tokens": dense},
+        {**embedding.provenance, "tokens": sorted(tokens)},
+    )
+
+
+def pooled(top: Top, activations: Activations, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Compute what the head sees of texts, (texts, width)."""
+    seen: list[Tensor] = []
+    hook = top.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    lengths = activations.starts[rows + 1] - activations.starts[rows]
+    order: list[NDArray[np.intp]] = []
+    with torch.no_grad():
+        for length in np.unique(lengths):
+            order.append(np.flatnonzero(lengths == length))
+            top(*activations.batch(rows[order[-1]]))
+    hook.remove()
+    values = torch.cat(seen).double().numpy()
+    return values[np.argsort(np.concatenate(order))]
+
+
+def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) -> pd.DataFrame:
+    """Compute every pair's features, from models of one seed."""
+    sources, targets, tops = {}, {}, {}
+    started = time.process_time()
+    for name in bench.names:
+        tops[name] = bench.source_model(name, seed)
+        sources[name] = embed_top(tops[name], probe, name, n_steps, method)
+    for name in bench.names:
+        by_lr = [bench.train_target(None, name, lr, seed)[0] for lr in bench.lrs]
+        best = max(by_lr, key=lambda top: bench.scores(top, name)["dev_ap"])
+        targets[name] = embed_top(best, probe, name, n_steps, method)
+    folder = bench.out / "embeddings" / f"{method}-{n_steps}" / str(seed)
+    save_embeddings(sources.values(), folder / "source")
+    save_embeddings(targets.values(), folder / "target")
+    pairs = ordered_pairs(bench.names)
+    features = pair_features(pairs, sources, targets)
+    features["tokens_cosine"] = [
+        cosine(sources[s].signals["tokens"], targets[t].signals["tokens"])
+        for s, t in zip(pairs["source"], pairs["target"], strict=True)
+    ]
+    for name in bench.names:
+        assert sources[name].provenance["tokens"] == targets[name].provenance["tokens"]
+    others = pd.DataFrame(
+        [
+            of_pair(bench, tops[s], s, t, seed)
+            for s, t in zip(pairs["source"], pairs["target"], strict=True)
+        ]
+    )
+    table = pd.concat([pairs.assign(seed=seed), features, others], axis=1)
+    table.attrs["seconds"] = {
+        "embedding": sum(e.provenance["seconds"] for e in (*sources.values(), *targets.values())),
+        "all": time.process_time() - started,
+    }
+    return table
+
+
+def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict[str, float]:
+    """Compute what the source's model and labels say of the target, apart from attributions."""
+    rows = bench.tasks.sample(target, "pool", bench.regime.target_positives, seed)
+    truth = bench.tasks.positive(target, rows)
+    seen = pooled(top, bench.activations, rows)
+    head = top.head.weight[0].detach().double().numpy()
+    zero_shot = seen @ head
+    pool = bench.tasks.splits["pool"]
+    is_source, is_target = (bench.tasks.positive(task, pool) for task in (source, target))
+    both = float((is_source & is_target).mean())
+    return {
+        "logme": null_corrected(logme, seen, truth, n_permutations=5),
+        "h_score": null_corrected(h_score, seen, truth, n_permutations=5),
+        "zero_shot_ap": float(average_precision_score(truth, zero_shot)),
+        "zero_shot_auc": float(roc_auc_score(truth, zero_shot)),
+        "label_correlation": float(np.corrcoef(is_source, is_target)[0, 1]),
+        "label_given_source": both / float(is_source.mean()),
+        "label_given_target": both / float(is_target.mean()),
+        "source_size": float(min(is_source.sum(), bench.regime.source_positives)),
+    }
+
+
+def main() -> None:
+    parser = measure.arguments()
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--method", default="conductance")
+    options: argparse.Namespace = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(options)
+    probe = Probe(bench.tasks.probe(N_PROBE), options.trainable)
+    for seed in options.seeds:
+        file = Path(options.out) / f"features-{options.method}-{options.steps}-{seed}.csv"
+        if not file.exists():
+            table = of_seed(bench, seed, probe, options.steps, options.method)
+            table.round(5).to_csv(file, index=False)
+            print(file, table.attrs["seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
