@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ import pytest
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -39,13 +39,11 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def workers() -> list[psutil.Process]:
-    """Worker processes that are embedding a model."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any("ray::_work" in word for word in process.info["cmdline"] or []):
-            found.append(process)
-    return found
+def workers() -> list[int]:
+    """Process ids of workers that are embedding a model."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, arguments in lines if arguments.startswith("ray::_work")]
 
 
 def test_the_call_is_the_same_and_so_are_the_embeddings(
@@ -77,9 +75,9 @@ def test_a_killed_worker_loses_nothing_that_was_finished(
         while len(list(out.glob("*.safetensors"))) < 2:
             time.sleep(0.01)
         seen.update((file.stem, file.stat().st_mtime_ns) for file in out.glob("*.safetensors"))
-        for process in workers():
-            os.kill(process.pid, signal.SIGKILL)
-            killed.append(process.pid)
+        for pid in workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
