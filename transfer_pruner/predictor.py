@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -50,6 +50,10 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     target_embeddings : dict of str to TaskEmbedding, optional
         Of the tasks as targets, where the model that a target has (trained on a few labels, say) is
         not the one that the task would be a source with. The same as `embeddings` if left out.
+    feature_columns : sequence of str
+        Further numeric columns of the tables of pairs that f is given: facts of a task (its size,
+        its prevalence) or of a pair (`transferability.logme` of the source's features on the
+        target's labels, the score of the source's head there), hyperparameters. NaN where unknown.
     regressor : scikit-learn regressor, optional
         f; it must take missing values. Left out: mean imputation, standardisation and a ridge whose
         penalty is chosen by leave-one-out.
@@ -78,12 +82,14 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         embeddings: Mapping[str, TaskEmbedding] | None = None,
         *,
         target_embeddings: Mapping[str, TaskEmbedding] | None = None,
+        feature_columns: Sequence[str] = (),
         regressor: BaseEstimator | None = None,
         source_column: str = "source",
         target_column: str = "target",
     ) -> None:
         self.embeddings = embeddings
         self.target_embeddings = target_embeddings
+        self.feature_columns = feature_columns
         self.regressor = regressor
         self.source_column = source_column
         self.target_column = target_column
@@ -102,7 +108,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         pairs : DataFrame of n_pairs rows
-            The two task columns; further columns are ignored. A pair may stand more than once. A
+            The two task columns and `feature_columns`; others are ignored. A pair may stand more than once. A
             pair of a task with itself is its single-task baseline and is left out.
         gains : array of shape (n_pairs,)
             Score with transfer minus the single-task baseline. NaN gains are left out with a
@@ -138,7 +144,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             {"source": sources[usable], "target": targets[usable], "gain": values[usable]}
         )
         self.n_features_in_ = 2
-        features = self._attribution_features(sources[usable], targets[usable])
+        features = self._features_of(pairs[usable])
         self.residuals_ = self._out_of_fold_residuals(measured, features)
         self._learn(measured, features)
         return self
@@ -165,7 +171,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 source=self.source_column,
                 target=self.target_column,
             )
-        return self._predict(sources, targets, self._attribution_features(sources, targets))
+        return self._predict(sources, targets, self._features_of(pairs))
 
     def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
         r"""Probability that the gain of each pair is positive.
@@ -185,11 +191,21 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         probability = (1 + exceeding) / (2 + len(self.residuals_))
         return np.where(np.isnan(predicted), np.nan, probability)
 
-    def _attribution_features(self, sources: Tasks, targets: Tasks) -> pd.DataFrame:
-        pairs = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
-        if not self.embeddings:
-            return pd.DataFrame(index=pairs.index)
-        return pair_features(pairs, self.embeddings, self.target_embeddings)
+    def _features_of(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """Take what is known of pairs but for measured transfers, one row a pair."""
+        sources, targets = pair_columns(pairs, self.source_column, self.target_column)
+        plain = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
+        parts = [pd.DataFrame(index=plain.index)]
+        if self.embeddings:
+            parts.append(pair_features(plain, self.embeddings, self.target_embeddings))
+        for column in self.feature_columns:
+            if column not in pairs:
+                raise ValueError(
+                    f"feature_columns names {column!r}, which pairs lacks; it has: "
+                    f"{', '.join(map(str, pairs.columns))}."
+                )
+            parts.append(pd.DataFrame({column: pairs[column].to_numpy(dtype=float)}))
+        return pd.concat(parts, axis=1)
 
     def _learn(self, measured: pd.DataFrame, features: pd.DataFrame) -> None:
         self.measured_ = measured

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from unittest import SkipTest
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
 
 from transfer_pruner import TaskEmbedding, TransferPredictor, TransferPrunerWarning
 from transfer_pruner.pairs import attribution_score, ordered_pairs
@@ -162,3 +164,95 @@ def test_what_cannot_be_learnt_from_is_refused(
         predictor.fit(transfers, [0.1, 0.2])
     with pytest.raises(NotFittedError, match="neither embeddings nor measured transfers"):
         TransferPredictor().predict(transfers)
+
+
+class OnArrays(TransferPredictor):
+    """The predictor behind scikit-learn's checks, which know arrays alone: a pair for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def feature_columns(self) -> list[str]:
+        return [f"x{column}" for column in range(getattr(self, "_width", 0))]
+
+    @feature_columns.setter
+    def feature_columns(self, _: object) -> None:
+        pass
+
+    def fit(self, X: object, y: object) -> OnArrays:
+        from sklearn.utils.validation import validate_data
+
+        X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
+        self._width = self.n_features_in_
+        super().fit(self._pairs(X), y)
+        self.n_features_in_ = self._width
+        return self
+
+    def predict(self, X: object) -> np.ndarray:
+        if isinstance(X, pd.DataFrame) and "source" in X:
+            return super().predict(X)
+        return super().predict(self._validated(X))
+
+    def predict_proba(self, X: object) -> np.ndarray:
+        if isinstance(X, pd.DataFrame) and "source" in X:
+            return super().predict_proba(X)
+        return super().predict_proba(self._validated(X))
+
+    def _validated(self, X: object) -> pd.DataFrame:
+        from sklearn.utils.validation import validate_data
+
+        check_is_fitted(self)
+        return self._pairs(validate_data(self, X, reset=False, dtype=np.float64))
+
+    def _pairs(self, X: np.ndarray) -> pd.DataFrame:
+        """Make source and target a matter of a row's values, the values its features."""
+        table = pd.DataFrame(X, columns=[f"x{column}" for column in range(X.shape[1])])
+        key = np.round(np.abs(X).sum(axis=1) * 1e3).astype(np.int64)
+        table["source"] = [f"source-{k % 7}" for k in key]
+        table["target"] = [f"target-{k // 7 % 5}" for k in key]
+        return table
+
+
+NOT_APPLICABLE = {
+    "check_regressors_no_decision_function": "it predicts gains, and their sign's probability too",
+}
+
+
+def test_scikit_learns_own_checks_pass() -> None:
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    if not hasattr(checks, "estimator_checks_generator"):
+        pytest.skip("this scikit-learn is older than estimator_checks_generator (1.6)")
+    ran = 0
+    for estimator, check in checks.estimator_checks_generator(OnArrays()):
+        if getattr(check, "func", check).__name__ in NOT_APPLICABLE:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                check(estimator)
+            except SkipTest:  # it asks for an environment variable
+                continue
+        ran += 1
+    assert ran > 40
+
+
+def test_further_columns_of_the_pairs_are_learnt_from(transfers: pd.DataFrame) -> None:
+    rng = np.random.default_rng(0)
+    transfers["logme"] = rng.normal(size=len(transfers))
+    transfers["gain"] = 0.1 * transfers["logme"] + rng.normal(0, 0.01, len(transfers))
+    held_out = transfers["target"] == "news"
+    known = transfers[~held_out]
+    with_it, without = (
+        TransferPredictor(feature_columns=columns).fit(known, known["gain"])
+        for columns in (["logme"], [])
+    )
+    news = transfers[held_out]
+    assert np.corrcoef(with_it.predict(news), news["gain"])[0, 1] > 0.9
+    assert np.corrcoef(without.predict(news), news["gain"])[0, 1] < 0.9
+    # A source that was never measured is known by its columns.
+    unseen = pd.DataFrame({"source": ["new", "newer"], "target": "news", "logme": [-1.0, 1.0]})
+    low, high = with_it.predict(unseen)
+    assert low < high
+    with pytest.raises(ValueError, match="feature_columns names 'logme', which pairs lacks"):
+        with_it.predict(unseen[["source", "target"]])

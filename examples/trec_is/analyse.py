@@ -1,0 +1,297 @@
+"""Does the predictor find good pairs? The benchmark's measured tables, analysed; no texts needed.
+
+    python examples/trec_is/analyse.py
+
+Everything that learns from measured gains is scored on targets, on sources, or on both, that it has
+not learnt from; it learns from dev scores and is judged by test scores. Intervals are bootstrap over
+targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.metrics import roc_auc_score
+
+from transfer_pruner import TransferPredictor
+
+HERE = Path(__file__).parent
+NO_SOURCE = "(none)"
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Measured:
+    """One way of transfer and one test split: arrays over (seed, target, source, lr)."""
+
+    tasks: list[str]
+    dev: Array
+    test: Array
+    dev_baseline: Array
+    test_baseline: Array
+    seconds: Array
+    features: pd.DataFrame
+    """One row for each seed, target and source, in this order; a task with itself is NaN."""
+
+    @property
+    def dev_gain(self) -> Array:
+        """Mean over learning rates of the gain on dev, (seed, target, source)."""
+        return (self.dev - self.dev_baseline[:, :, None]).mean(axis=-1)
+
+    @property
+    def test_gain(self) -> Array:
+        """Mean over learning rates of the gain on test, (seed, target, source)."""
+        return (self.test - self.test_baseline[:, :, None]).mean(axis=-1)
+
+    def regret(self, scores: Array, k: int) -> Array:
+        """Regret of keeping the k best-scored sources, (seed, target); scores alike."""
+        order = np.argsort(np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=-1), axis=-1)
+        return self.chosen(np.ones_like(order, dtype=bool)) - self.chosen(order < k)
+
+    def chosen(self, kept: NDArray[np.bool_]) -> Array:
+        """Test score of the trial that is best on dev, of those kept and the baselines."""
+        allowed = kept & ~np.eye(len(self.tasks), dtype=bool)
+        dev = np.where(allowed[..., None], self.dev, -np.inf)
+        dev = np.concatenate([dev, self.dev_baseline[:, :, None]], axis=2)
+        test = np.concatenate([self.test, self.test_baseline[:, :, None]], axis=2)
+        shape = (*dev.shape[:2], -1)
+        best = dev.reshape(shape).argmax(axis=-1)
+        return np.take_along_axis(test.reshape(shape), best[..., None], axis=-1)[..., 0]
+
+
+def load(
+    transfers: pd.DataFrame, features: pd.DataFrame, way: str, metric: str, split: str
+) -> Measured:
+    """Arrange the measured tables; only seeds that are whole are taken."""
+    rows = transfers[transfers["way"] == way]
+    baselines = transfers[transfers["source"] == NO_SOURCE]
+    tasks = sorted(baselines["target"].unique())
+    sizes = rows.groupby("seed").size()
+    lrs = sorted(rows["lr"].unique())
+    seeds = sorted(sizes[sizes == len(tasks) * (len(tasks) - 1) * len(lrs)].index)
+    seeds = [seed for seed in seeds if seed in set(features["seed"])]
+
+    def arranged(table: pd.DataFrame, column: str, sources: list[str]) -> Array:
+        index = pd.MultiIndex.from_product([seeds, tasks, sources, lrs])
+        values = table.set_index(["seed", "target", "source", "lr"])[column].reindex(index)
+        return values.to_numpy().reshape(len(seeds), len(tasks), len(sources), len(lrs))
+
+    index = pd.MultiIndex.from_product([seeds, tasks, tasks], names=["seed", "target", "source"])
+    return Measured(
+        tasks,
+        arranged(rows, f"dev_{metric}", tasks),
+        arranged(rows, f"{split}_{metric}", tasks),
+        arranged(baselines, f"dev_{metric}", [NO_SOURCE])[:, :, 0],
+        arranged(baselines, f"{split}_{metric}", [NO_SOURCE])[:, :, 0],
+        arranged(rows, "seconds", tasks),
+        features.set_index(["seed", "target", "source"]).reindex(index).reset_index(),
+    )
+
+
+# Predictors: what they go by. A single column is taken as it is, more are learnt from.
+ATTRIBUTIONS = (
+    *("cosine", "containment", "example_cosine", "cka", "source_rank", "target_rank", "norm_ratio"),
+    "tokens_cosine",
+)
+PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
+LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
+
+
+def columns_of(features: pd.DataFrame, kinds: tuple[str, ...]) -> list[str]:
+    return [name for name in features if name.partition("[")[0] in kinds]
+
+
+def held_out(data: Measured, regime: str) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Split rows into those learnt from and those predicted."""
+    sources, targets = data.features["source"].to_numpy(), data.features["target"].to_numpy()
+    folds = np.array_split(np.random.default_rng(0).permutation(data.tasks), 5)
+    if regime == "target":
+        for task in data.tasks:
+            yield targets != task, targets == task
+    elif regime == "source":
+        for fold in folds:
+            yield ~np.isin(sources, fold), np.isin(sources, fold)
+    else:
+        for of_sources in folds:
+            for of_targets in folds:
+                s, t = np.isin(sources, of_sources), np.isin(targets, of_targets)
+                yield ~s & ~t, s & t
+
+
+def fitted(
+    data: Measured, regime: str, columns: list[str], regressor: BaseEstimator | None = None
+) -> Array:
+    """Predict every pair by a TransferPredictor that did not learn from it, as `regime` says."""
+    gains = data.dev_gain.ravel()
+    usable = np.isfinite(gains)
+    scores = np.full(len(gains), np.nan)
+    for learnt, predicted in held_out(data, regime):
+        learnt, predicted = learnt & usable, predicted & usable
+        predictor = TransferPredictor(feature_columns=columns, regressor=regressor)
+        predictor.fit(data.features[learnt], gains[learnt])
+        scores[predicted] = predictor.predict(data.features[predicted])
+    return scores.reshape(data.dev_gain.shape)
+
+
+def of_column(data: Measured, name: str) -> Array:
+    return data.features[name].to_numpy(dtype=float).reshape(data.dev_gain.shape)
+
+
+def random_scores(data: Measured) -> Array:
+    return np.random.default_rng(0).random(data.dev_gain.shape)
+
+
+def popularity(data: Measured, regime: str) -> Array:
+    """Mean gain of a source on other targets, nothing else; undefined for unknown sources."""
+    if regime != "target":
+        return np.full(data.dev_gain.shape, np.nan)
+    gains = data.dev_gain - np.nanmean(data.dev_gain, axis=2, keepdims=True)
+    total, count = np.nansum(gains, axis=(0, 1)), np.isfinite(gains).sum(axis=(0, 1))
+    own = np.nansum(gains, axis=0)
+    rest = (total - own) / (count - np.isfinite(gains).sum(axis=0))
+    return np.broadcast_to(rest, gains.shape)
+
+
+Scores = Callable[[Measured, str], Array]
+
+
+def predictors(features: pd.DataFrame) -> dict[str, Scores]:
+    """Name what is compared."""
+    attributions = columns_of(features, ATTRIBUTIONS)
+    everything = [*attributions, *PROBING, *LABELS]
+    trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, random_state=0)
+    return {
+        "random": lambda data, _: random_scores(data),
+        "source size": lambda data, _: of_column(data, "source_size"),
+        "popularity": popularity,
+        "label correlation": lambda data, _: of_column(data, "label_correlation"),
+        "zero-shot average precision": lambda data, _: of_column(data, "zero_shot_ap"),
+        "LogME": lambda data, _: of_column(data, "logme"),
+        "H-score": lambda data, _: of_column(data, "h_score"),
+        "attributions, nothing measured": lambda data, _: of_column(data, "attribution_score"),
+        "attributions, fitted": lambda data, regime: fitted(data, regime, attributions),
+        "attributions, boosted trees": lambda data, regime: fitted(
+            data, regime, attributions, trees
+        ),
+        "all, fitted": lambda data, regime: fitted(data, regime, everything),
+        "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
+    }
+
+
+def per_target(data: Measured, scores: Array) -> dict[str, Array]:
+    """Compute every measure for each target, (targets,); rates over seeds are means."""
+    n = len(data.tasks)
+    gains, mean_scores = data.test_gain.mean(axis=0), scores.mean(axis=0)
+    measures: dict[str, list[float]] = {"Spearman": [], "AUC": [], "direction": []}
+    for t in range(n):
+        others = np.arange(n) != t
+        s, g = mean_scores[t, others], gains[t, others]
+        constant = np.isnan(s).any() or np.ptp(s) == 0
+        measures["Spearman"].append(np.nan if constant else spearmanr(s, g).statistic)
+        mixed = not constant and 0 < (g > 0).mean() < 1
+        measures["AUC"].append(roc_auc_score(g > 0, s) if mixed else np.nan)
+        back = gains[others, t]
+        said, true = s - mean_scores[others, t], g - back
+        measures["direction"].append(np.mean((said > 0) == (true > 0)) if not constant else np.nan)
+    table = {name: np.array(values) for name, values in measures.items()}
+    for k in (1, 3, 5):
+        table[f"regret@{k}"] = data.regret(scores, k).mean(axis=0)
+    return table
+
+
+def interval(values: Array, statistic: Callable[..., Array] = np.nanmean) -> tuple[float, ...]:
+    """Mean over targets and its 95% bootstrap interval."""
+    rows = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    low, high = np.nanpercentile(statistic(values[rows], axis=1), [2.5, 97.5])
+    return float(statistic(values, axis=0)), float(low), float(high)
+
+
+def ceiling(data: Measured) -> float:
+    """Split-half Spearman of gains between seeds, stepped up to all of them (Spearman-Brown)."""
+    gains, n = data.test_gain, len(data.dev_gain)
+    if n < 2:
+        return np.nan
+    found = []
+    for seed in range(n):
+        rest = np.delete(gains, seed, axis=0).mean(axis=0)
+        for t in range(len(data.tasks)):
+            others = np.arange(len(data.tasks)) != t
+            found.append(spearmanr(gains[seed, t, others], rest[t, others]).statistic)
+    # One seed against n - 1: r = rel / sqrt(rel_1 rel_{n-1}) solved for one seed's reliability.
+    r = float(np.mean(found))
+    grid = np.linspace(0.001, 0.999, 999)
+    several = (n - 1) * grid / (1 + (n - 2) * grid)
+    one = grid[np.abs(np.sqrt(grid * several) - r).argmin()]
+    return float(np.sqrt(n * one / (1 + (n - 1) * one)))
+
+
+def report(data: Measured, regime: str, console: Console, title: str) -> None:
+    """Print one table: every predictor, every measure."""
+    table = Table(title=title)
+    measures = ["Spearman", "AUC", "direction", "regret@1", "regret@3", "regret@5"]
+    for column in ("predictor", *measures, "share kept, 3 sources", "5 sources"):
+        table.add_column(column, justify="left" if column == "predictor" else "right")
+    nothing = data.regret(np.zeros_like(data.dev_gain), 0).mean(axis=0)
+    for name, scores_of in predictors(data.features).items():
+        scores = scores_of(data, regime)
+        if np.isnan(scores[np.isfinite(data.dev_gain)]).all():
+            continue
+        cells = []
+        values = per_target(data, scores)
+        for measure in measures:
+            mean, low, high = interval(values[measure])
+            digits = 3 if "regret" in measure else 2
+            cells.append(f"{mean:.{digits}f} ({low:.{digits}f}, {high:.{digits}f})")
+        for k in (3, 5):
+            pair = np.column_stack([values[f"regret@{k}"], nothing])
+            mean, low, high = interval(pair, share_kept)
+            cells.append(f"{mean:.0%} ({low:.0%}, {high:.0%})")
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(
+        f"Regret of no transfer: {nothing.mean():.4f}. {len(data.dev_gain)} seeds; Spearman of a "
+        f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Positive gains: "
+        f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}."
+    )
+
+
+def share_kept(pairs: Array, axis: int) -> Array:
+    """1 - regret / regret of never transferring, of (..., targets, 2) along the targets."""
+    regret, nothing = np.moveaxis(pairs.mean(axis=axis), -1, 0)
+    return 1 - regret / nothing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--transfers", type=Path, default=HERE / "transfers.csv")
+    parser.add_argument("--features", type=Path, default=HERE / "features.csv")
+    parser.add_argument("--ways", nargs="+", default=["sequential"])
+    parser.add_argument("--metrics", nargs="+", default=["f1", "ap"])
+    parser.add_argument("--splits", nargs="+", default=["test", "shifted"])
+    parser.add_argument("--regimes", nargs="+", default=["target", "source", "both"])
+    options = parser.parse_args()
+    transfers, features = pd.read_csv(options.transfers), pd.read_csv(options.features)
+    console = Console(width=200)
+    for way in options.ways:
+        for metric in options.metrics:
+            for split in options.splits:
+                data = load(transfers, features, way, metric, split)
+                for regime in options.regimes:
+                    out = "source and target" if regime == "both" else regime
+                    title = f"{way} transfer, {metric} on {split}, {out} left out"
+                    report(data, regime, console, title)
+
+
+if __name__ == "__main__":
+    main()
