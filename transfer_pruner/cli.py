@@ -80,6 +80,8 @@ def harvest(
 @click.option("--top-k", type=int, help="Keep this many sources of every target.")
 @click.option("--fraction", type=float, help="Eliminate this share of every target's sources.")
 @click.option("--min-gain", type=float, help="Eliminate pairs with a lower predicted gain.")
+@click.option("--risk", type=float, help="Bound the chance that a target loses its best source.")
+@click.option("--tolerance", type=float, help="With --risk: a gain that is too small to miss.")
 @click.option("--out", required=True, type=_DIRECTORY)
 def fit(
     embeddings_dir: Path | None,
@@ -88,21 +90,27 @@ def fit(
     top_k: int | None,
     fraction: float | None,
     min_gain: float | None,
+    risk: float | None,
+    tolerance: float | None,
     out: Path,
 ) -> None:
     """Fit a predictor and write an elimination rule.
 
-    Without --transfers the rule ranks by attributions alone.
+    Without --transfers the rule ranks by attributions alone. --risk is calibrated on --transfers.
 
     transfer-pruner fit --embeddings embeddings/ --transfers transfers.csv --top-k 3 --out rule/
     """
     from transfer_pruner import EliminationRule, TransferPredictor, load_embeddings
 
-    given = [value for value in (top_k, fraction, min_gain) if value is not None]
+    given = [value for value in (top_k, fraction, min_gain, risk) if value is not None]
     if len(given) != 1:
-        raise click.UsageError("give exactly one of --top-k, --fraction and --min-gain.")
+        raise click.UsageError("give exactly one of --top-k, --fraction, --min-gain and --risk.")
+    if tolerance is not None and risk is None:
+        raise click.UsageError("--tolerance goes with --risk: give --risk too.")
     if embeddings_dir is None and transfers is None:
         raise click.UsageError("give --embeddings, --transfers or both.")
+    if risk is not None and transfers is None:
+        raise click.UsageError("--risk is calibrated on measured transfers: give --transfers too.")
     predictor = TransferPredictor(
         load_embeddings(embeddings_dir) if embeddings_dir else None,
         target_embeddings=load_embeddings(target_embeddings) if target_embeddings else None,
@@ -114,9 +122,13 @@ def fit(
         rule = EliminationRule.top_k(predictor, k=top_k)
     elif fraction is not None:
         rule = EliminationRule.fraction(predictor, fraction)
-    else:
-        assert min_gain is not None
+    elif min_gain is not None:
         rule = EliminationRule.min_gain(predictor, min_gain)
+    else:
+        assert risk is not None
+        rule = EliminationRule.calibrate(
+            predictor, table, table["gain"], risk, tolerance=tolerance or 0.0
+        )
     rule.save(out)
     click.echo(f"{rule!r} written to {out}.")
 

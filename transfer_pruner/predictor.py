@@ -108,8 +108,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         pairs : DataFrame of n_pairs rows
-            The two task columns and `feature_columns`; others are ignored. A pair may stand more than once. A
-            pair of a task with itself is its single-task baseline and is left out.
+            The two task columns and `feature_columns`; others are ignored. A pair may stand more
+            than once. A pair of a task with itself is its single-task baseline and is left out.
         gains : array of shape (n_pairs,)
             Score with transfer minus the single-task baseline. NaN gains are left out with a
             warning that counts them.

@@ -7,60 +7,27 @@ worker, it needs no model to decide, and what is loaded from disk cannot run cod
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+from transfer_pruner import calibration
+from transfer_pruner.decisions import Decision, encode_decisions, read_decisions
 from transfer_pruner.embedding import TransferPrunerWarning, write_atomically
-from transfer_pruner.pairs import FloatArray, is_baseline, ordered_pairs, pair_columns
+from transfer_pruner.pairs import is_baseline
+from transfer_pruner.ranking import Predictor, affordable, ranked_candidates
 
-FORMAT = 1
+__all__ = ["Decision", "EliminationRule", "Predictor"]
+
 FILE = "rule.json"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the rule says of a pair.
-
-    Attributes
-    ----------
-    eliminated : bool
-        True: do not train it. False: it is kept.
-    score : float
-        What the predictor said; NaN if it said nothing. Comparable within a target.
-    probability : float
-        Probability of a positive gain; NaN before the predictor has learnt from measured gains.
-    reason : str
-        One line for a person.
-    """
-
-    eliminated: bool
-    score: float
-    probability: float
-    reason: str
-
-
-class Predictor(Protocol):
-    """What a rule needs of a predictor; `TransferPredictor` is one."""
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks that pairs can be made of."""
-
-    def predict(self, pairs: pd.DataFrame) -> FloatArray:
-        """Score each pair, shape (n_pairs,)."""
-
-    def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
-        """Probability of a positive gain of each pair, shape (n_pairs,)."""
-
 
 _BASELINE = Decision(False, math.nan, math.nan, "single-task baseline: never eliminated")
 
@@ -68,8 +35,8 @@ _BASELINE = Decision(False, math.nan, math.nan, "single-task baseline: never eli
 class EliminationRule:
     """Decide which pairs are eliminated before they train.
 
-    Made by `top_k`, `fraction`, `min_gain` or `budget`. It fails open: a pair that it does not know
-    is kept, warned about once and remembered in `unknown_pairs`.
+    Made by `top_k`, `fraction`, `min_gain`, `budget` or `calibrate`. It fails open: a pair that it
+    does not know is kept, warned about once and remembered in `unknown_pairs`.
 
     Parameters
     ----------
@@ -196,28 +163,79 @@ class EliminationRule:
             raise ValueError(f"seconds_per_pair must be positive but got {seconds_per_pair}.")
 
         def keep(ranked: pd.DataFrame) -> tuple[pd.Series, str]:
-            keys = list(zip(ranked["source"], ranked["target"], strict=True))
-            if isinstance(seconds_per_pair, Mapping):
-                missing = [key for key in keys if key not in seconds_per_pair]
-                if missing:
-                    raise ValueError(
-                        f"seconds_per_pair lacks {len(missing)} of {len(keys)} pairs, "
-                        f"{missing[0]!r} among them."
-                    )
-                cost = np.array([seconds_per_pair[key] for key in keys], dtype=float)
-            else:
-                cost = np.full(len(keys), float(seconds_per_pair))
-            # Unscored pairs are kept whatever they cost, so their seconds are spent first.
-            left = seconds - cost[ranked["score"].isna().to_numpy()].sum()
-            kept = np.zeros(len(keys), dtype=bool)
-            for row in np.lexsort((ranked["target"], cost, ranked["rank"])):
-                if not math.isnan(ranked["score"].iloc[row]) and cost[row] <= left:
-                    kept[row] = True
-                    left -= cost[row]
-            return pd.Series(kept, index=ranked.index), f"the budget is {seconds:g} seconds"
+            paid = affordable(ranked, seconds, seconds_per_pair)
+            return paid, f"the budget is {seconds:g} seconds"
 
         settings = {"rule": "budget", "seconds": seconds}
         return cls._decide_all(predictor, pairs, keep, settings)
+
+    @classmethod
+    def calibrate(
+        cls,
+        predictor: Predictor,
+        pairs: pd.DataFrame,
+        gains: ArrayLike,
+        risk: float = 0.1,
+        *,
+        tolerance: float = 0.0,
+        candidates: pd.DataFrame | None = None,
+    ) -> EliminationRule:
+        r"""Keep as many sources of every target as bounds the risk of losing its best source.
+
+        .. math:: P(t \text{ loses every source within } \tau \text{ of its best gain}) \le r
+
+        for a target t that is exchangeable with the n calibration targets, on average over sets of
+        such. A poor predictor costs more sources, not more risk. Every target keeps the
+        :math:`k = d_{(\lceil (n + 1)(1 - r) \rceil)}` best-ranked sources, where the depth
+        :math:`d` of a calibration target is the rank of its first source within :math:`\tau` of
+        its best gain, and 0 where no gain exceeds :math:`\tau`: the single-task baseline is never
+        eliminated, so there is nothing to lose. This is conformal risk control (Angelopoulos et al.
+        2022, arXiv 2208.02814) of a 0/1 loss; targets are its unit, since pairs that share a task
+        are not exchangeable.
+
+        The bound is exact for a predictor that did not learn from the calibration targets. One that
+        did (they are in the `measured_` of a `TransferPredictor`) would flatter itself: it is used
+        for the rule, but each such target is scored by a clone fitted without it. Then the bound is
+        approximate, as that of the jackknife, and ``settings["leave_target_out"]`` is true.
+
+        Parameters
+        ----------
+        predictor
+            As for `top_k`. Targets that it cannot score at all are left out with a warning.
+        pairs : DataFrame of n_pairs rows
+            Measured transfers of the calibration targets, columns source and target. Of a target
+            that was measured with some of its sources only, the best of those is what is bounded.
+        gains : array of shape (n_pairs,)
+            Measured gains; the mean of a pair that stands more than once. NaN gains are left out
+            with a warning.
+        risk : float in (0, 1)
+            r, the probability that a target loses its best source. It takes at least
+            :math:`\lceil 1 / r \rceil - 1` calibration targets: 9 for 0.1, 19 for 0.05.
+        tolerance : float
+            :math:`\tau`, 0 or more, in units of the score: a best source is not lost while one
+            that is worse by no more than this is kept.
+        candidates : DataFrame, optional
+            The pairs that the rule decides on. Every ordered pair of the predictor's tasks if left
+            out. Calibration ranks among them too.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, or there are too few calibration targets for the risk.
+        """
+        found = calibration.calibrate(predictor, pairs, gains, risk, tolerance, candidates)
+        lost = f"best source by more than {tolerance:g}" if tolerance else "best source"
+        at_most = "at most about" if found.leave_target_out else "at most"
+        why = (
+            f"the rule keeps {found.k}, which loses a target's {lost} with probability {at_most} "
+            f"{risk:g}"
+        )
+
+        def keep(ranked: pd.DataFrame) -> tuple[pd.Series, str]:
+            return ranked["rank"] <= found.k, why
+
+        settings = {"rule": "calibrate", "risk": float(risk), "tolerance": float(tolerance)}
+        return cls._decide_all(predictor, candidates, keep, settings | asdict(found))
 
     @classmethod
     def _decide_all(
@@ -227,11 +245,11 @@ class EliminationRule:
         keep: Callable[[pd.DataFrame], tuple[pd.Series, str]],
         settings: dict[str, Any],
     ) -> EliminationRule:
-        ranked = _ranked(predictor, pairs)
+        ranked = ranked_candidates(predictor, pairs)
         kept, why = keep(ranked)
         decisions = {}
         for (source, target), score, probability, rank, candidates, keeps in zip(
-            _keys(ranked),
+            zip(ranked["source"], ranked["target"], strict=True),
             ranked["score"].tolist(),
             ranked["probability"].tolist(),
             ranked["rank"],
@@ -326,39 +344,10 @@ class EliminationRule:
         ValueError
             If the file is damaged or of another format.
         """
-        path = Path(directory) / FILE
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{str(path)!r} does not exist: write a rule there with EliminationRule.save()."
-            )
-        try:
-            content = json.loads(path.read_text())
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
-            decisions = {
-                (source, target): Decision(
-                    bool(eliminated), _from_json(score), _from_json(probability), str(reason)
-                )
-                for source, target, eliminated, score, probability, reason in content["decisions"]
-            }
-            return cls(decisions, content["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is not a whole elimination rule ({error}).") from error
+        return cls(*read_decisions(Path(directory) / FILE))
 
     def _encode(self) -> bytes:
-        rows = [
-            [
-                source,
-                target,
-                decision.eliminated,
-                _to_json(decision.score),
-                _to_json(decision.probability),
-                decision.reason,
-            ]
-            for (source, target), decision in sorted(self._decisions.items())
-        ]
-        content = {"format": FORMAT, "settings": self.settings, "decisions": rows}
-        return json.dumps(content, allow_nan=False).encode()
+        return encode_decisions(self._decisions, self.settings)
 
     def __len__(self) -> int:
         return len(self._decisions)
@@ -367,62 +356,3 @@ class EliminationRule:
         eliminated = sum(decision.eliminated for decision in self._decisions.values())
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
         return f"EliminationRule({settings}: {eliminated} of {len(self)} pairs eliminated)"
-
-
-def _ranked(predictor: Predictor, pairs: pd.DataFrame | None) -> pd.DataFrame:
-    """Score the candidate pairs and rank them within their target, 1 the best."""
-    if pairs is None:
-        tasks = predictor.tasks
-        if len(tasks) < 2:
-            raise ValueError(
-                f"predictor must know at least two tasks but knows {len(tasks)}; pass pairs=, or "
-                "give it embeddings."
-            )
-        pairs = ordered_pairs(tasks)
-    # The predictor's own names for the two columns; the rule's table always says source, target.
-    columns = [getattr(predictor, f"{side}_column", side) for side in ("source", "target")]
-    if list(pairs.columns[:2]) == ["source", "target"]:
-        pairs = pairs.rename(columns=dict(zip(["source", "target"], columns, strict=True)))
-    sources, targets = pair_columns(pairs, *columns)
-    if not len(pairs):
-        raise ValueError("pairs must hold at least one pair but is empty.")
-    ranked = pd.DataFrame({"source": sources, "target": targets})
-    ranked["score"], ranked["probability"] = _scores(predictor, pairs)
-    ranked = ranked[[not is_baseline(*pair) for pair in _keys(ranked)]]
-    ranked = ranked.drop_duplicates(["source", "target"]).sort_values(
-        ["target", "score", "source"], ascending=[True, False, True], ignore_index=True
-    )
-    ranked["rank"] = ranked.groupby("target").cumcount() + 1
-    ranked["candidates"] = ranked.groupby("target")["source"].transform("size")
-    return ranked
-
-
-def _keys(table: pd.DataFrame) -> Iterable[tuple[str, str]]:
-    return zip(table["source"], table["target"], strict=True)
-
-
-def _scores(predictor: Predictor, pairs: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
-    try:
-        scores, probabilities = predictor.predict(pairs), predictor.predict_proba(pairs)
-        return _finite(scores), _finite(probabilities)
-    except Exception as error:
-        # Fail open: a search must not stop, or lose pairs, over a predictor.
-        warnings.warn(
-            f"the predictor failed and every pair is kept: {type(error).__name__}: {error}",
-            TransferPrunerWarning,
-            stacklevel=5,
-        )
-        return np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
-
-
-def _finite(values: FloatArray) -> FloatArray:
-    values = np.asarray(values, dtype=float)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _to_json(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _from_json(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -2,9 +2,9 @@
 
     python examples/trec_is/analyse.py
 
-Everything that learns from measured gains is scored on targets, on sources, or on both, that it has
-not learnt from; it learns from dev scores and is judged by test scores. Intervals are bootstrap over
-targets.
+Everything that learns from measured gains is scored on targets, on sources, or on both, that it
+has not learnt from; it learns from dev scores and is judged by test scores. Intervals are bootstrap
+over targets.
 """
 
 from __future__ import annotations

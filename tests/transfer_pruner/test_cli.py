@@ -70,6 +70,20 @@ def test_a_rule_from_attributions_alone(
     assert "24 of 30 pairs eliminated" in fitted.output
 
 
+def test_a_rule_that_bounds_a_risk(transfers: pd.DataFrame, tmp_path: Path) -> None:
+    csv = tmp_path / "transfers.csv"
+    transfers.to_csv(csv, index=False)
+    fitted = run(
+        *("fit", "--transfers", csv, "--risk", 0.2, "--tolerance", 0.01),
+        *("--out", tmp_path / "rule"),
+    )
+    assert fitted.exit_code == 0, fitted.output
+    settings = EliminationRule.load(tmp_path / "rule").settings
+    assert (settings["risk"], settings["tolerance"], settings["n_targets"]) == (0.2, 0.01, 6)
+    # The predictor learnt from the table that it is calibrated on.
+    assert settings["leave_target_out"]
+
+
 def error(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code != 0
@@ -99,6 +113,17 @@ def test_every_error_is_one_line_that_says_what_to_do(
     )
     assert "min_gain needs a predictor that learnt" in error(
         "fit", "--embeddings", tmp_path / "e", "--min-gain", 0, "--out", out
+    )
+    for options, message in (
+        (("--risk", 0.1, "--top-k", 1), "exactly one of --top-k, --fraction, --min-gain and"),
+        (("--risk", 0.1), "--risk is calibrated on measured transfers: give --transfers too"),
+        (("--top-k", 1, "--tolerance", 0.1), "--tolerance goes with --risk: give --risk too"),
+    ):
+        assert message in error("fit", "--embeddings", tmp_path / "e", *options, "--out", out)
+    few = tmp_path / "few.csv"
+    few.write_text("source,target,gain\na,b,0.1\na,c,0.1\nb,a,0.1\nb,c,0.1\nc,a,0.1\nc,b,0.1\n")
+    assert "risk 0.1 needs at least 9 calibration targets but pairs has 3" in error(
+        "fit", "--transfers", few, "--risk", 0.1, "--out", out
     )
     assert "does not exist" in error("rank", "--rule", out, "--target", "news")
     run("fit", "--embeddings", tmp_path / "e", "--top-k", 1, "--out", out)
