@@ -26,6 +26,7 @@ from captum.attr import LayerConductance
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers.utils import logging
 
 from transfer_pruner import TaskEmbedding, load_embeddings, save_embeddings
 from transfer_pruner.text import embed_text
@@ -40,7 +41,8 @@ MODULES = (
     *("model_selection", "naive_bayes", "neighbors", "neural_network", "pipeline", "preprocessing"),
     *("svm", "tree", "utils"),
 )
-N_COMPARED, N_PROBE, N_TRAINED, EPOCHS, N_LOADED = 8, 64, 2000, 3, 1000
+N_COMPARED, BATCH = 16, 8
+N_PROBE, N_TRAINED, EPOCHS, N_LOADED = 64, 2000, 3, 1000
 
 
 def sentences() -> list[str]:
@@ -61,6 +63,8 @@ STEPS, REPEATS = 20, 3
 
 def make(which: str) -> tuple[torch.nn.Module, AutoTokenizer]:
     torch.manual_seed(0)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
     if which == "MiniLM":
         load = AutoModelForSequenceClassification.from_pretrained
@@ -81,7 +85,16 @@ def compared_texts(tokenizer: AutoTokenizer) -> list[str]:
 def by_sweep(model: torch.nn.Module, tokenizer: AutoTokenizer) -> dict[str, np.ndarray]:
     texts = compared_texts(tokenizer)
     # Captum's walk gives no token attributions, which take the sweep down to the word embeddings.
-    embedding = embed_text(model, tokenizer, texts, name="t", target=1, n_steps=STEPS, top_tokens=0)
+    embedding = embed_text(
+        model,
+        tokenizer,
+        texts,
+        name="t",
+        target=1,
+        n_steps=STEPS,
+        batch_size=BATCH,
+        top_tokens=0,
+    )
     return dict(embedding.vectors)
 
 
@@ -92,11 +105,15 @@ def by_captum(model: torch.nn.Module, tokenizer: AutoTokenizer) -> dict[str, np.
     words = model.get_input_embeddings()
     vectors = {}
     for index, block in enumerate(model.bert.encoder.layer):
-        conductance = LayerConductance(lambda x: model(inputs_embeds=x).logits, block).attribute(
-            words(ids), words(baseline), target=1, n_steps=STEPS
-        )
-        first = conductance[0] if isinstance(conductance, tuple) else conductance
-        vectors[f"bert.encoder.layer.{index}"] = first.sum(dim=1).mean(dim=0).detach().numpy()
+        walk = LayerConductance(lambda x: model(inputs_embeds=x).logits, block)
+        parts = []
+        for rows in torch.arange(len(ids)).split(BATCH):
+            conductance = walk.attribute(
+                words(ids[rows]), words(baseline[rows]), target=1, n_steps=STEPS
+            )
+            first = conductance[0] if isinstance(conductance, tuple) else conductance
+            parts.append(first.sum(dim=1).detach())
+        vectors[f"bert.encoder.layer.{index}"] = torch.cat(parts).mean(dim=0).numpy()
     return vectors
 
 
@@ -191,7 +208,7 @@ def main() -> None:
     torch.set_num_threads(1)
     encoders = ("MiniLM", "12-layer BERT")
     console = Console()
-    title = f"Conductance of all layers, {N_COMPARED} texts of 25 tokens, {STEPS} steps"
+    title = f"Conductance of all layers, {N_COMPARED} texts of 25 tokens in batches of {BATCH}"
     columns = ("encoder", "speed-up", "aim", "MiB, sweep", "MiB, Captum", "relative difference")
     table = Table(*columns, title=title)
     for which in encoders:

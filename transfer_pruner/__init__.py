@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transfer_pruner.acquisition import suggest_pairs
     from transfer_pruner.attribution import embed
     from transfer_pruner.embedding import (
         TaskEmbedding,
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
         load_embeddings,
         save_embeddings,
     )
+    from transfer_pruner.learning import LearningRule
     from transfer_pruner.many import embed_many
+    from transfer_pruner.nearest import top_sources
     from transfer_pruner.pairs import pair_features
     from transfer_pruner.predictor import TransferPredictor
     from transfer_pruner.rule import Decision, EliminationRule
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decision",
     "EliminationRule",
+    "LearningRule",
     "Regret",
     "Savings",
     "TaskEmbedding",
@@ -41,12 +45,17 @@ __all__ = [
     "pair_features",
     "regret",
     "save_embeddings",
+    "suggest_pairs",
+    "top_sources",
 ]
 
 _HOMES = {
+    "acquisition": ("suggest_pairs",),
     "attribution": ("embed",),
     "embedding": ("TaskEmbedding", "TransferPrunerWarning", "load_embeddings", "save_embeddings"),
+    "learning": ("LearningRule",),
     "many": ("embed_many",),
+    "nearest": ("top_sources",),
     "pairs": ("pair_features",),
     "predictor": ("TransferPredictor",),
     "rule": ("Decision", "EliminationRule"),
