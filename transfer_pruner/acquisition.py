@@ -36,8 +36,8 @@ def suggest_pairs(
     pairs : DataFrame, optional
         The candidates. Every ordered pair of the predictor's tasks if left out.
     exploration : float
-        c, 0 or more. 0 is the best-scored pairs; with much less than 3 it went on measuring the same
-        few sources in simulations, and learnt less than from pairs at random.
+        c, 0 or more. 0 is the best-scored pairs; with 1 it kept measuring the same few sources in
+        simulations, and learnt less than from pairs at random.
 
     Returns
     -------

@@ -25,6 +25,7 @@ from transfer_pruner.pairs import (
     pair_features,
     source_popularity,
 )
+from transfer_pruner.probability import probability_to_exceed
 
 Tasks = NDArray[np.object_]
 
@@ -174,9 +175,9 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return self._predict(sources, targets, self._features_of(pairs))
 
     def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
-        r"""Probability that the gain of each pair is positive.
+        """Probability that the gain of each pair is positive.
 
-        :math:`(1 + |\{r : \hat g + r > 0\}|) / (2 + n)` over the n out-of-fold residuals r. Ours.
+        `probability.probability_to_exceed` 0, by the out-of-fold residuals.
 
         Returns
         -------
@@ -187,9 +188,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         predicted = self.predict(pairs)
         if not hasattr(self, "residuals_"):
             return np.full(len(predicted), np.nan)
-        exceeding = np.searchsorted(np.sort(-self.residuals_), predicted, side="left")
-        probability = (1 + exceeding) / (2 + len(self.residuals_))
-        return np.where(np.isnan(predicted), np.nan, probability)
+        return probability_to_exceed(predicted, self.residuals_)
 
     def _features_of(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """Take what is known of pairs but for measured transfers, one row a pair."""

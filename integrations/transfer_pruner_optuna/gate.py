@@ -26,8 +26,10 @@ from optuna.distributions import (
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import Trial, TrialState
 
+from transfer_pruner.learning import LearningRule
 from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.savings import Outcome, Recorder, TrialRecord
+from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import (
     PairOfTrial,
     decision_attributes,
@@ -43,7 +45,7 @@ _SCOUTING_ATTEMPTS = 10
 
 def gate(
     objective: Objective,
-    rule: EliminationRule,
+    rule: EliminationRule | LearningRule,
     *,
     search_space: Mapping[str, BaseDistribution] | None = None,
     source_param: str = "source",
@@ -61,7 +63,9 @@ def gate(
     objective : callable of a Trial
         As it is. It suggests the source task, and the target task unless `target` is given, as
         categorical parameters; a source of None, or the target itself, is the single-task baseline.
-    rule : EliminationRule
+    rule : EliminationRule or LearningRule
+        A LearningRule learns from the study's own finished trials, so that processes which share
+        the study's storage agree and a restart loses nothing.
     search_space : mapping of str to distribution, optional
         The parameters that the objective suggests. Given, the objective is not even entered for an
         eliminated pair. Left out, it is taken from the study's finished trials; in a study that has
@@ -82,7 +86,8 @@ def gate(
     Raises
     ------
     ValueError
-        If `search_space` lacks the source or the target.
+        If `search_space` lacks the source or the target; when a trial starts, if a LearningRule is
+        to learn from a study with several objectives.
     """
     return _Gate(
         objective, rule, PairOfTrial(source_param, target_param, target), search_space, tracker
@@ -93,13 +98,13 @@ class _Gate:
     def __init__(
         self,
         objective: Objective,
-        rule: EliminationRule,
+        rule: EliminationRule | LearningRule,
         pair_of: PairOfTrial,
         search_space: Mapping[str, BaseDistribution] | None,
         tracker: Recorder | None,
     ) -> None:
         self._objective = objective
-        self._rule = rule
+        self._rule_of_now = RuleOfNow(rule, pair_of)
         self._pair_of = pair_of
         self._given_space = dict(search_space) if search_space is not None else None
         self._tracker = tracker
@@ -118,16 +123,18 @@ class _Gate:
 
     def __call__(self, trial: Trial) -> Value:
         self._meet(trial.study)
+        # One rule for the whole trial: others may finish, and a learning rule refit, meanwhile.
+        rule = self._rule_of_now(trial.study)
         space = self._search_space(trial.study)
         if not self._covers(space):
-            return self._run_unknown(trial)
+            return self._run_unknown(trial, rule)
         for name in self._pair_of.params:
             _suggest(trial, name, space[name])
-        decision = self._decide(trial)
+        decision = rule.decide(*self._pair_of(trial.params))
         if decision.eliminated:
             raise self._eliminate(trial, decision, space)
         self._mark(trial, decision)
-        return self._train(trial, trial, decision)
+        return self._train(trial, trial, rule)
 
     def _covers(self, space: Mapping[str, BaseDistribution]) -> bool:
         return all(name in space for name in self._pair_of.params)
@@ -138,24 +145,20 @@ class _Gate:
         with self._lock:
             return self._finished_spaces[study.study_name].calculate(study)
 
-    def _decide(self, trial: Trial) -> Decision:
-        return self._rule.decide(*self._pair_of(trial.params))
-
-    def _run_unknown(self, trial: Trial) -> Value:
+    def _run_unknown(self, trial: Trial, rule: EliminationRule) -> Value:
         """Run the objective until the pair is known: the study does not show its space yet."""
-        watched = _WatchedTrial(trial, self._on_suggest)
         try:
-            return self._train(trial, watched, None)
+            return self._train(trial, self._watched(trial, rule), rule)
         except _PairEliminated as eliminated:
             decision = eliminated.decision
         held: list[tuple[Trial, Decision]] = []
         with self._scouting:
             space = self._search_space(trial.study)
-            kept = self._kept_params(trial)
+            kept = self._kept_params(trial, rule)
             for _ in range(_SCOUTING_ATTEMPTS):
                 if self._covers(space) or kept is None:
                     break
-                scout, its_decision = self._scout(trial.study, kept)
+                scout, its_decision = self._scout(trial.study, kept, rule)
                 if its_decision is None:
                     space = scout.distributions
                 else:
@@ -166,26 +169,30 @@ class _Gate:
             trial.study.tell(other, state=TrialState.PRUNED)
         raise self._eliminate(trial, decision, space)
 
-    def _on_suggest(self, trial: Trial) -> bool:
-        """Decide as soon as the objective has suggested the pair; say whether it has."""
-        if any(name not in trial.params for name in self._pair_of.params):
-            return False
-        decision = self._decide(trial)
-        if decision.eliminated:
-            raise _PairEliminated(decision)
-        self._mark(trial, decision)
-        return True
+    def _watched(self, trial: Trial, rule: EliminationRule) -> _WatchedTrial:
+        def on_suggest(trial: Trial) -> bool:
+            """Decide as soon as the objective has suggested the pair; say whether it has."""
+            if not self._pair_of.is_in(trial.params):
+                return False
+            decision = rule.decide(*self._pair_of(trial.params))
+            if decision.eliminated:
+                raise _PairEliminated(decision)
+            self._mark(trial, decision)
+            return True
 
-    def _scout(self, study: optuna.Study, kept: dict[str, Any]) -> tuple[Trial, Decision | None]:
+        return _WatchedTrial(trial, on_suggest)
+
+    def _scout(
+        self, study: optuna.Study, kept: dict[str, Any], rule: EliminationRule
+    ) -> tuple[Trial, Decision | None]:
         """Train a kept pair in a trial of its own, which shows the whole space.
 
         The decision is None if it trained; else the trial waits, neither trained nor told.
         """
         study.enqueue_trial(kept, user_attrs={"transfer_pruner.scout": 1})
         scout = study.ask()
-        watched = _WatchedTrial(scout, self._on_suggest)
         try:
-            value = self._train(scout, watched, None)
+            value = self._train(scout, self._watched(scout, rule), rule)
         except _PairEliminated as eliminated:
             return scout, eliminated.decision
         except optuna.TrialPruned:
@@ -197,7 +204,7 @@ class _Gate:
             study.tell(scout, value)
         return scout, None
 
-    def _kept_params(self, trial: Trial) -> dict[str, Any] | None:
+    def _kept_params(self, trial: Trial, rule: EliminationRule) -> dict[str, Any] | None:
         """Find a pair that the rule keeps, for the trial's own target if there is one."""
         names = self._pair_of.params
         choices = []
@@ -209,7 +216,7 @@ class _Gate:
             choices.append([own, *(choice for choice in distribution.choices if choice != own)])
         for values in product(*reversed(choices)):
             params = dict(zip(reversed(names), values, strict=True))
-            if not self._rule.decide(*self._pair_of(params)).eliminated:
+            if not rule.decide(*self._pair_of(params)).eliminated:
                 return params
         return None
 
@@ -225,7 +232,7 @@ class _Gate:
         self._record(trial, decision, "eliminated")
         return optuna.TrialPruned(f"eliminated before training: {decision.reason}")
 
-    def _train(self, trial: Trial, shown: Trial, decision: Decision | None) -> Value:
+    def _train(self, trial: Trial, shown: Trial, rule: EliminationRule) -> Value:
         """Enter the objective and record how it ended; `shown` is the trial that it is shown."""
         value: Value = math.nan
         outcome: Outcome = "failed"
@@ -240,7 +247,7 @@ class _Gate:
             raise
         finally:
             if outcome != "eliminated":
-                self._record(trial, decision, outcome, value)
+                self._record_training(trial, rule, outcome, value)
         return value
 
     def _mark(self, trial: Trial, decision: Decision) -> None:
@@ -252,19 +259,21 @@ class _Gate:
         with self._lock:
             if study.study_name not in self._finished_spaces:
                 self._finished_spaces[study.study_name] = IntersectionSearchSpace()
-                record_study(study, self._rule)
+                record_study(study, self._rule_of_now.first)
+
+    def _record_training(
+        self, trial: Trial, rule: EliminationRule, outcome: Outcome, value: Value
+    ) -> None:
+        # An objective may fail before it has suggested the pair.
+        if self._pair_of.is_in(trial.params):
+            self._record(trial, rule.decide(*self._pair_of(trial.params)), outcome, value)
 
     def _record(
-        self,
-        trial: Trial,
-        decision: Decision | None,
-        outcome: Outcome,
-        value: Value = math.nan,
+        self, trial: Trial, decision: Decision, outcome: Outcome, value: Value = math.nan
     ) -> None:
-        if self._tracker is None or any(name not in trial.params for name in self._pair_of.params):
+        if self._tracker is None:
             return
         source, target = self._pair_of(trial.params)
-        decision = decision or self._rule.decide(source, target)
         # From when Optuna started the trial, as its own duration counts: sampling is paid for too.
         begun = trial.datetime_start or datetime.now()
         self._tracker.record(

@@ -6,7 +6,9 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.trial import FrozenTrial
 
+from transfer_pruner.learning import LearningRule
 from transfer_pruner.rule import EliminationRule
+from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import ELIMINATED, PairOfTrial, decision_attributes
 
 
@@ -19,7 +21,9 @@ class TransferPruner(BasePruner):
 
     Parameters
     ----------
-    rule : EliminationRule
+    rule : EliminationRule or LearningRule
+        A LearningRule learns from the study's own finished trials. Either decides once a trial, the
+        first time that it is asked.
     wrapped_pruner : optuna.pruners.BasePruner, optional
         Asked about every trial that is not eliminated; none is pruned if left out.
     source_param, target_param : str
@@ -37,7 +41,7 @@ class TransferPruner(BasePruner):
 
     def __init__(
         self,
-        rule: EliminationRule,
+        rule: EliminationRule | LearningRule,
         *,
         wrapped_pruner: BasePruner | None = None,
         source_param: str = "source",
@@ -49,17 +53,21 @@ class TransferPruner(BasePruner):
                 "wrapped_pruner cannot be a HyperbandPruner, which samplers must find in "
                 "study.pruner: keep it there and pass gate(objective, rule) to optimize()."
             )
-        self._rule = rule
         self._wrapped_pruner = wrapped_pruner or NopPruner()
         self._pair_of = PairOfTrial(source_param, target_param, target)
+        self._rule_of_now = RuleOfNow(rule, self._pair_of)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial: its pair is eliminated, or the wrapped pruner says so."""
-        if any(name not in trial.params for name in self._pair_of.params):
+        if not self._pair_of.is_in(trial.params):
             return self._wrapped_pruner.prune(study, trial)
-        decision = self._rule.decide(*self._pair_of(trial.params))
         if ELIMINATED not in trial.user_attrs:
-            # Optuna hands pruners a frozen trial, on which no public call can write.
+            decision = self._rule_of_now(study).decide(*self._pair_of(trial.params))
             for key, value in decision_attributes(decision).items():
+                # Optuna hands pruners a frozen trial, on which no public call can write.
                 study._storage.set_trial_user_attr(trial._trial_id, key, value)
-        return decision.eliminated or self._wrapped_pruner.prune(study, trial)
+                # As Trial.set_user_attr does. The live trial shares these attributes, so that
+                # the next call finds them: a trial that trains is not stopped by a later refit.
+                trial.user_attrs[key] = value
+        eliminated: bool = trial.user_attrs[ELIMINATED] == 1
+        return eliminated or self._wrapped_pruner.prune(study, trial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ class PairOfTrial:
         if self.target is not None:
             return (self.source_param,)
         return (self.source_param, self.target_param)
+
+    def is_in(self, params: Mapping[str, Any]) -> bool:
+        """Whether the parameters hold the pair."""
+        return all(name in params for name in self.params)
 
     def __call__(self, params: Mapping[str, Any]) -> tuple[Any, Any]:
         """Take (source, target) from a trial's parameters."""
@@ -110,7 +114,7 @@ def records_from_study(
     return [
         _record(trial, pair_of, rule)
         for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished() and all(name in trial.params for name in pair_of.params)
+        if trial.state.is_finished() and pair_of.is_in(trial.params)
     ]
 
 
@@ -147,15 +151,27 @@ def transfers_from_study(
         If the study has several objectives, or no complete trial with a source whose target has a
         baseline trial.
     """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return transfers_from_trials(study, trials, PairOfTrial(source_param, target_param, target))
+
+
+def check_one_objective(study: optuna.Study) -> None:
+    """Refuse a study with several objectives: a gain is the difference of two numbers."""
     if len(study.directions) != 1:
         raise ValueError(
             f"study must have one objective but {study.study_name!r} has {len(study.directions)}."
         )
+
+
+def transfers_from_trials(
+    study: optuna.Study, trials: Iterable[FrozenTrial], pair_of: PairOfTrial
+) -> pd.DataFrame:
+    """Do what `transfers_from_study` does with some of the study's complete trials."""
+    check_one_objective(study)
     sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
-    pair_of = PairOfTrial(source_param, target_param, target)
     rows = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if all(name in trial.params for name in pair_of.params):
+    for trial in trials:
+        if pair_of.is_in(trial.params):
             record = _record(trial, pair_of, None)
             rows.append(
                 {
@@ -167,16 +183,16 @@ def transfers_from_study(
                 }
             )
     columns = ["source", "target", "gain", "score", "baseline", "seconds"]
-    trials = pd.DataFrame(rows, columns=columns if not rows else None)
-    baseline_rows = trials["source"].isna()
-    if not len(trials[~baseline_rows]) or not baseline_rows.any():
+    table = pd.DataFrame(rows, columns=columns if not rows else None)
+    baseline_rows = table["source"].isna()
+    if not len(table[~baseline_rows]) or not baseline_rows.any():
         raise ValueError(
             f"study {study.study_name!r} has {int((~baseline_rows).sum())} complete trials with a "
             f"source and {int(baseline_rows.sum())} without: a gain needs both. Run baseline "
             "trials (source None, or the target itself as source) for its targets."
         )
-    settings = [name for name in trials.columns if name not in columns]
-    baselines, transfers = trials[baseline_rows], trials[~baseline_rows].copy()
+    settings = [name for name in table.columns if name not in columns]
+    baselines, transfers = table[baseline_rows], table[~baseline_rows].copy()
     alike = baselines.groupby(["target", *settings], dropna=False)["score"].mean()
     overall = baselines.groupby("target")["score"].mean()
     keys = transfers[["target", *settings]].itertuples(index=False, name=None)
