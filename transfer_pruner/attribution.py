@@ -169,8 +169,11 @@ def embed_batches(
         for batch in batches():
             scorer.extras = batch.extras
             if not modules:
-                _check_target(scorer, batch.inputs, target)
-                _check_gradients(scorer, batch, target)
+                few = batch.first(_CHECKED)
+                scorer.extras = few.extras
+                _check_target(scorer, few.inputs, target)
+                _check_gradients(scorer, few, target)
+                scorer.extras = batch.extras
                 names = layers if layers is not None else _default_layers(scorer, batch.inputs)
                 modules = _modules(scorer.model, names)
                 examples = {layer: [] for layer in modules}
@@ -252,6 +255,8 @@ def _check_target(scorer: Scorer, probe: Tensor, target: int | None) -> None:
         )
 
 
+# So few examples are enough to see whether the model is as it must be.
+_CHECKED = 4
 # Along a path that is smooth between two points so close, a slope that is off by more than this is
 # not a matter of curvature.
 _PATH_STEP, _SLOPE_TOLERANCE = 0.01, 0.1

@@ -50,6 +50,12 @@ class Batch:
     extras: dict[str, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
 
+    def first(self, n: int) -> Batch:
+        """Take the first n examples."""
+        extras = {name: value[:n] for name, value in self.extras.items()}
+        tokens = None if self.tokens is None else self.tokens[:n]
+        return Batch(self.inputs[:n], self.baseline[:n], extras, tokens)
+
 
 class Scorer(nn.Module):
     """The model as a function of the attributed inputs alone, returning its output tensor."""

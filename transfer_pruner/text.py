@@ -38,7 +38,7 @@ def embed_text(
     layers: Sequence[str] | None = None,
     method: str | type = "conductance",
     n_steps: int = 8,
-    batch_size: int = 32,
+    batch_size: int = 16,
     max_length: int = 128,
     keep_examples: bool = True,
     top_tokens: int = 256,
@@ -67,7 +67,8 @@ def embed_text(
     method, n_steps, keep_examples
         As for `transfer_pruner.embed`.
     batch_size : int
-        Texts attributed together, of similar lengths. A model whose output changes when a text is
+        Texts attributed together, of similar lengths. More cost more on a CPU, whose cache holds no
+        more activations, and less on a GPU. A model whose output changes when a text is
         padded, such as a decoder that is classified at its last position, is given texts of equal
         length together instead.
     max_length : int
