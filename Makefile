@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint examples bench-attribution wheel compat clean
+.PHONY: help setup demo test test-slow test-all lint examples bench-attribution bench-trec-is wheel compat clean
 
 help:           ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -22,6 +22,9 @@ demo: setup     ## Search digit tasks exhaustively and gated; print what was sav
 test: setup     ## Run the tests.
 	$(BIN)/python -m pytest -m "not slow"
 
+test-slow: setup ## Run the tests that take longer than a minute.
+	$(BIN)/python -m pytest -m slow
+
 test-all: setup ## Run the tests, the slow ones too.
 	$(BIN)/python -m pytest
 
@@ -35,6 +38,9 @@ examples: setup ## Run every example.
 
 bench-attribution: setup ## Compare one sweep over all layers with Captum's walk.
 	$(BIN)/python examples/bench_attribution.py
+
+bench-trec-is: setup ## Analyse the transfers that were measured on TREC-IS.
+	$(BIN)/python examples/trec_is/analyse.py
 
 wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
 	rm -rf dist build .venv-wheel

