@@ -173,8 +173,8 @@ def embed_batches(
                 scorer.extras = few.extras
                 _check_target(scorer, few.inputs, target)
                 _check_gradients(scorer, few, target)
+                names = layers if layers is not None else _default_layers(scorer, few.inputs)
                 scorer.extras = batch.extras
-                names = layers if layers is not None else _default_layers(scorer, batch.inputs)
                 modules = _modules(scorer.model, names)
                 examples = {layer: [] for layer in modules}
             change.append(_output_change(scorer, batch, target))
