@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transfer_pruner.acquisition import suggest_pairs
     from transfer_pruner.attribution import embed
+    from transfer_pruner.audit import AuditEstimate, estimate_audit
     from transfer_pruner.embedding import (
         TaskEmbedding,
         TransferPrunerWarning,
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
     from transfer_pruner.nearest import top_sources
     from transfer_pruner.pairs import pair_features
     from transfer_pruner.predictor import TransferPredictor
+    from transfer_pruner.records import PairParams, TrialRecord
+    from transfer_pruner.report import write_report
     from transfer_pruner.rule import Decision, EliminationRule
-    from transfer_pruner.savings import Regret, Savings, TrialRecord, estimate_savings, regret
+    from transfer_pruner.savings import Regret, Savings, estimate_savings, regret
+    from transfer_pruner.transfers import transfers_from_records
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditEstimate",
     "Decision",
     "EliminationRule",
     "LearningRule",
+    "PairParams",
     "Regret",
     "Savings",
     "TaskEmbedding",
@@ -40,6 +46,7 @@ __all__ = [
     "TrialRecord",
     "embed",
     "embed_many",
+    "estimate_audit",
     "estimate_savings",
     "load_embeddings",
     "pair_features",
@@ -47,19 +54,25 @@ __all__ = [
     "save_embeddings",
     "suggest_pairs",
     "top_sources",
+    "transfers_from_records",
+    "write_report",
 ]
 
 _HOMES = {
     "acquisition": ("suggest_pairs",),
     "attribution": ("embed",),
+    "audit": ("AuditEstimate", "estimate_audit"),
     "embedding": ("TaskEmbedding", "TransferPrunerWarning", "load_embeddings", "save_embeddings"),
     "learning": ("LearningRule",),
     "many": ("embed_many",),
     "nearest": ("top_sources",),
     "pairs": ("pair_features",),
     "predictor": ("TransferPredictor",),
+    "records": ("PairParams", "TrialRecord"),
+    "report": ("write_report",),
     "rule": ("Decision", "EliminationRule"),
-    "savings": ("Regret", "Savings", "TrialRecord", "estimate_savings", "regret"),
+    "savings": ("Regret", "Savings", "estimate_savings", "regret"),
+    "transfers": ("transfers_from_records",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from transfer_pruner.decisions import Decision
 from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.pairs import is_baseline
+from transfer_pruner.pairs import is_baseline, pair_features
 from transfer_pruner.probability import probability_to_exceed
 from transfer_pruner.ranking import candidate_pairs, finite_or_nan, ranked, task_columns
 from transfer_pruner.rule import EliminationRule
@@ -110,9 +110,13 @@ class LearningRule:
         self.min_targets = int(min_targets)
         self.start = float(start)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
-        self._predictor = predictor
-        self._candidates = _candidates(predictor, pairs)
-        self._start_rule: EliminationRule | None = None
+        candidates = _candidates(predictor, pairs)
+        self._columns = task_columns(predictor)
+        self._pairs = list(candidates[self._columns].itertuples(index=False, name=None))
+        self._start_rule = self._ours(self._starting(predictor, candidates), {})
+        # What attributions say of the pairs stays the same: computed once, and kept instead of the
+        # embeddings, so that the rule is small where a host pickles it.
+        self._predictor, self._candidates = _tabulated(predictor, candidates)
         self._warned = False
 
     @property
@@ -144,9 +148,6 @@ class LearningRule:
         """
         measured = _measured(transfers)
         if len(measured) < self.refit_every or measured["target"].nunique() < self.min_targets:
-            # The same whatever the transfers: attributions do not change during a search.
-            if self._start_rule is None:
-                self._start_rule = self._ours(self._starting(), {})
             return self._start_rule
         try:
             decisions = self._learnt(measured)
@@ -171,21 +172,20 @@ class LearningRule:
         rule.unknown_pairs = self.unknown_pairs
         return rule
 
-    def _starting(self) -> EliminationRule:
-        if self._predictor.embeddings:
-            return EliminationRule.fraction(self._predictor, self.start, pairs=self._candidates)
+    def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
+        if predictor.embeddings:
+            return EliminationRule.fraction(predictor, self.start, pairs=pairs)
         why = "no embeddings, and too few transfers to learn from: kept"
         return EliminationRule(self._all_kept(why), {})
 
     def _all_kept(self, reason: str) -> dict[tuple[str, str], Decision]:
-        pairs = self._candidates[task_columns(self._predictor)].itertuples(index=False, name=None)
-        return {pair: Decision(False, math.nan, math.nan, reason) for pair in pairs}
+        return {pair: Decision(False, math.nan, math.nan, reason) for pair in self._pairs}
 
     def _learnt(self, measured: pd.DataFrame) -> dict[tuple[str, str], Decision]:
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 
-        columns = task_columns(self._predictor)
+        columns = self._columns
         known = measured.rename(columns=dict(zip(_PAIR, columns, strict=True)))
         known = known.merge(self._candidates, on=columns, how="left")
         fitted = clone(self._predictor).fit(known.drop(columns="gain"), known["gain"])
@@ -233,6 +233,31 @@ class LearningRule:
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")
         return f"LearningRule({settings})"
+
+
+def _tabulated(
+    predictor: TransferPredictor, candidates: pd.DataFrame
+) -> tuple[TransferPredictor, pd.DataFrame]:
+    """Turn embeddings into columns of the candidate pairs: the predictor learns the same."""
+    from sklearn.base import clone
+
+    slim = clone(predictor)
+    if not predictor.embeddings:
+        return slim, candidates
+    source, target = task_columns(predictor)
+    features = pair_features(
+        candidates,
+        predictor.embeddings,
+        predictor.target_embeddings,
+        source=source,
+        target=target,
+    )
+    slim.set_params(
+        embeddings=None,
+        target_embeddings=None,
+        feature_columns=[*features.columns, *predictor.feature_columns],
+    )
+    return slim, pd.concat([candidates, features], axis=1)
 
 
 def _candidates(predictor: TransferPredictor, pairs: pd.DataFrame | None) -> pd.DataFrame:

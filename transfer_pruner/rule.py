@@ -10,8 +10,8 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,22 +274,28 @@ class EliminationRule:
             )
         return cls(decisions, settings)
 
-    def decide(self, source: str | None, target: str) -> Decision:
+    def decide(self, source: str | Sequence[str] | None, target: str) -> Decision:
         """Say whether s -> t is eliminated.
 
         Parameters
         ----------
-        source : str or None
-            None, NaN, an empty string or the target itself is the single-task baseline.
+        source : str, sequence of str or None
+            None, NaN, an empty string or the target itself is the single-task baseline. Several
+            sources, of joint transfer, are eliminated if one of them is.
         target : str
 
         Returns
         -------
         Decision
-            An unknown pair is kept; the first one warns.
+            An unknown pair is kept; the first one warns. Of several sources it is that of the
+            first eliminated one, else that of the lowest-scored.
         """
+        if isinstance(source, (tuple, list)):
+            return self._decide_jointly(source, target)
         if is_baseline(source, target):
             return _BASELINE
+        if not isinstance(source, Hashable) or not isinstance(target, Hashable):
+            source, target = repr(source), repr(target)
         decision = self._decisions.get((source, target))  # type: ignore[arg-type]
         if decision is not None:
             return decision
@@ -302,6 +308,20 @@ class EliminationRule:
             )
         self.unknown_pairs.add((source, target))
         return Decision(False, math.nan, math.nan, "unknown pair: kept")
+
+    def _decide_jointly(self, sources: Sequence[str], target: str) -> Decision:
+        decisions = {s: self.decide(s, target) for s in sources if not is_baseline(s, target)}
+        if not decisions:
+            return _BASELINE
+
+        def first(source: str) -> tuple[bool, float]:
+            score = decisions[source].score
+            return not decisions[source].eliminated, math.inf if math.isnan(score) else score
+
+        worst = min(decisions, key=first)
+        if len(decisions) == 1:
+            return decisions[worst]
+        return replace(decisions[worst], reason=f"{worst}: {decisions[worst].reason}")
 
     def kept(self, target: str) -> list[str]:
         """Name the sources that are kept for a target, the best-scored first."""

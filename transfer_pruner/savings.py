@@ -7,62 +7,16 @@ estimate, from a cost model over the trials that did train; every name of such a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from transfer_pruner.pairs import FloatArray, is_baseline, pair_columns
+from transfer_pruner.records import Source, TrialRecord
 from transfer_pruner.rule import EliminationRule
-
-Outcome = Literal["trained", "eliminated", "failed"]
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial of a search, as a host reports it.
-
-    Attributes
-    ----------
-    number : int
-        The host's number of the trial.
-    source : str or None
-        None is the single-task baseline.
-    target : str
-    outcome : {"trained", "eliminated", "failed"}
-        A trial that a wrapped pruner stopped early has trained.
-    seconds : float
-        Wall-clock seconds that the trial took; for an eliminated one, what deciding took.
-    value : float
-        The objective's value; NaN if there is none.
-    score, probability : float
-        What the rule said of the pair; NaN if nothing.
-    reason : str
-        Why it was eliminated or kept.
-    hyperparameters : mapping of str to value
-        Without source and target.
-    """
-
-    number: int
-    source: str | None
-    target: str
-    outcome: Outcome
-    seconds: float
-    value: float = math.nan
-    score: float = math.nan
-    probability: float = math.nan
-    reason: str = ""
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Recorder(Protocol):
-    """What host adapters hand their records to; `SavingsTracker` is one."""
-
-    def record(self, record: TrialRecord) -> None:
-        """Take one record; called from any thread, and never raises."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +28,10 @@ class Savings:
     seconds_spent : float
         Measured: single-task training, attribution and every trial.
     training_seconds, single_task_seconds, attribution_seconds, deciding_seconds : float
-        Measured: its parts. Deciding is what eliminated trials took.
+        Measured: its parts. Training includes failed and audit trials; deciding is what eliminated
+        trials took.
+    audit_seconds : float
+        Measured: the part of training that audit trials took.
     estimated_exhaustive_seconds : float
         Single-task training and the trials that ran, both measured, and the eliminated trials as
         estimated.
@@ -88,8 +45,11 @@ class Savings:
         Of the exhaustive seconds; NaN if nothing was searched.
     confidence : float
     pairs_trained, pairs_eliminated : int
-        Distinct ordered pairs; the single-task baseline is not a pair.
+        Distinct ordered pairs, the eliminated ones without those that trained in another trial; the
+        single-task baseline is not a pair.
     trials_trained, trials_eliminated, trials_failed : int
+    trials_audited : int
+        Of the trained ones, those that the rule had eliminated.
     """
 
     seconds_spent: float
@@ -97,6 +57,7 @@ class Savings:
     single_task_seconds: float
     attribution_seconds: float
     deciding_seconds: float
+    audit_seconds: float
     estimated_exhaustive_seconds: float
     estimated_seconds_saved: float
     estimated_seconds_saved_interval: tuple[float, float]
@@ -107,12 +68,17 @@ class Savings:
     trials_trained: int
     trials_eliminated: int
     trials_failed: int
+    trials_audited: int
 
     def headline(self) -> str:
         """Say in one line what was saved, of what, and what of it is an estimate."""
         pairs = self.pairs_trained + self.pairs_eliminated
-        share = f"{self.pairs_eliminated} of {pairs} pairs eliminated before training"
-        if math.isnan(self.estimated_seconds_saved):
+        trials = self.trials_trained + self.trials_eliminated + self.trials_failed
+        share = (
+            f"{self.trials_eliminated} of {trials} trials and {self.pairs_eliminated} of {pairs} "
+            "pairs eliminated before training"
+        )
+        if math.isnan(self.estimated_fraction_saved):
             return f"{share}; no trial trained yet, so nothing can be said of the seconds saved."
         low, high = self.estimated_seconds_saved_interval
         return (
@@ -180,16 +146,18 @@ def estimate_savings(
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
         deciding_seconds=deciding_seconds,
+        audit_seconds=sum(record.seconds for record in trained if record.audit),
         estimated_exhaustive_seconds=exhaustive,
         estimated_seconds_saved=exhaustive - spent,
         estimated_seconds_saved_interval=(float(low), float(high)),
         estimated_fraction_saved=(exhaustive - spent) / exhaustive if exhaustive > 0 else math.nan,
         confidence=confidence,
         pairs_trained=len(_pairs(trained)),
-        pairs_eliminated=len(_pairs(eliminated)),
+        pairs_eliminated=len(_pairs(eliminated) - _pairs(trained)),
         trials_trained=len(trained),
         trials_eliminated=len(eliminated),
         trials_failed=len(failed),
+        trials_audited=sum(record.audit for record in trained),
     )
 
 
@@ -318,5 +286,5 @@ def _encoded(values: pd.Series) -> FloatArray:
     return pd.factorize(values.astype(str), sort=True)[0].astype(float)
 
 
-def _pairs(records: Iterable[TrialRecord]) -> set[tuple[str | None, str]]:
+def _pairs(records: Iterable[TrialRecord]) -> set[tuple[Source, str]]:
     return {(r.source, r.target) for r in records if not is_baseline(r.source, r.target)}

@@ -65,15 +65,14 @@ def imports_of(path: Path) -> set[str]:
 def test_the_core_imports_no_host_and_torch_in_one_place() -> None:
     for path in (ROOT / "transfer_pruner").glob("*.py"):
         roots = {name.partition(".")[0] for name in imports_of(path)}
-        if path.name != "cli.py":
-            assert not {root for root in roots if root.partition("_pruner_")[1]}, path
-            assert not roots & HOSTS, path
+        assert not {root for root in roots if root.partition("_pruner_")[1]}, path
+        assert not roots & HOSTS, path
         if path.name not in ("attribution.py", "sweep.py", "text.py", "many.py"):
             assert not roots & {"torch", "captum", "transformers"}, path
 
 
 def test_nothing_is_loaded_that_could_run_code() -> None:
-    for path in [*ROOT.glob("transfer_pruner/*.py"), *ROOT.glob("integrations/*/*.py")]:
+    for path in [*ROOT.glob("transfer_pruner/**/*.py"), *ROOT.glob("integrations/*/*.py")]:
         roots = {name.partition(".")[0] for name in imports_of(path)}
         assert not roots & {"pickle", "joblib", "cloudpickle", "shelve", "marshal"}, path
         assert "torch.load(" not in path.read_text(), path

@@ -218,6 +218,20 @@ def test_facts_of_pairs_are_learnt_from() -> None:
     assert seeing.refitted(by_chance).fingerprint == seeing.refitted(world[:60]).fingerprint
 
 
+def test_it_predicts_what_the_predictor_would_and_is_pickled_without_embeddings(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), refit_every=10)
+    learnt = rule.refitted(transfers).table()
+    predictor = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    np.testing.assert_allclose(learnt["score"], predictor.predict(learnt), rtol=1e-9)
+    content = pickle.dumps(rule)
+    assert b"TaskEmbedding" in pickle.dumps(embeddings)
+    assert b"TaskEmbedding" not in content
+    again = pickle.loads(content).refitted(transfers)  # noqa: S301
+    assert again.fingerprint == rule.refitted(transfers).fingerprint
+
+
 def test_the_predictors_own_column_names_will_do(embeddings: dict[str, TaskEmbedding]) -> None:
     world = a_world()
     named = TransferPredictor(source_column="aux", target_column="main")

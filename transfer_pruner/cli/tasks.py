@@ -1,0 +1,218 @@
+"""The command that embeds text tasks from saved models: embed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from transfer_pruner.cli.frame import (
+    DIRECTORY,
+    FILE,
+    Answer,
+    answers,
+    check_column,
+    command,
+    fail,
+    needing,
+    note,
+    read_table,
+    terminal_table,
+)
+
+_METHODS = (
+    *("conductance", "gradient_x_activation"),
+    *("deep_lift", "gradient_shap", "integrated_gradients"),
+)
+
+
+@command(
+    "transfer-pruner embed --model models/news --data texts.csv --name news --out embeddings/",
+    "transfer-pruner embed --model news=org/bert --model advice=bert/ --data texts.csv --out e/",
+    "transfer-pruner embed --models models/ --data texts.csv --out embeddings/",
+)
+@click.option(
+    "--model",
+    "given",
+    multiple=True,
+    metavar="[NAME=]DIR_OR_HUB_ID",
+    help="A saved sequence classifier; repeat it for several, each with its NAME.",
+)
+@click.option("--name", help="The task, of a single --model.")
+@click.option(
+    "--models", "folder", type=DIRECTORY, help="Folder of models, each named as its task."
+)
+@click.option("--data", required=True, type=FILE, help="Probe texts, CSV or Parquet; no labels.")
+@click.option("--text-column", default="text", show_default=True, help="Column of --data.")
+@click.option("--only", metavar="COLUMN=VALUE", help="Take the texts of one class only.")
+@click.option(
+    "--max-texts",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Take this many different texts, drawn with --seed: the same whatever the rows' order.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the texts drawn.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    type=click.Choice(_METHODS),
+    default="conductance",
+    show_default=True,
+    help=f"One of {', '.join(_METHODS)}.",
+)
+@click.option("--steps", type=int, default=8, show_default=True, help="Along the path.")
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
+@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
+@click.option("--target-class", type=int, help="Logit to attribute, of a model with over two.")
+@click.option("--layer", "layers", multiple=True, help="Module to attribute, instead of blocks.")
+@click.option("--device", help="As torch names it; left out, a GPU where there is one.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What the models compute in.",
+)
+@click.option("--out", required=True, type=DIRECTORY, help="Folder of the embeddings.")
+@answers
+def embed(
+    given: tuple[str, ...],
+    name: str | None,
+    folder: Path | None,
+    data: Path,
+    text_column: str,
+    only: str | None,
+    max_texts: int,
+    seed: int,
+    steps: int,
+    target_class: int | None,
+    layers: tuple[str, ...],
+    out: Path,
+    **settings: Any,
+) -> Answer:
+    """Embed text tasks by the attributions of their single-task models.
+
+    All tasks get the same probe texts. What is there already and has not changed is left alone: the
+    same command goes on where it was stopped.
+    """
+    models = _models(given, name, folder)
+    texts = _probe(data, text_column, only, max_texts, seed)
+    with needing("text", "embed"):
+        from transformers.utils.logging import disable_progress_bar
+
+        from transfer_pruner.many import embed_many
+    # One bar counts tasks; another for every model that is read would tear it apart.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    from transfer_pruner.doctor import compared, one_line
+    from transfer_pruner.embedding import embedding_file, load_embeddings, read_provenance
+
+    files = {task: embedding_file(out, task) for task in models}
+    before = {task: _modified(file) for task, file in files.items()}
+    failed: dict[str, str] = {}
+    try:
+        embed_many(
+            models,
+            texts,
+            out,
+            n_steps=steps,
+            target=target_class,
+            layers=layers or None,
+            **settings,
+        )
+    except ExceptionGroup as group:
+        failed = {_task_of(error, models): one_line(error) for error in group.exceptions}
+    rows: list[dict[str, Any]] = []
+    for task, file in files.items():
+        if task in failed or not file.exists():
+            continue
+        provenance = read_provenance(file)
+        rows.append(
+            {
+                "task": task,
+                "layers": len(provenance.get("layers", ())),
+                "texts": provenance.get("n_probe"),
+                "seconds": round(float(provenance.get("seconds", 0.0)), 2),
+                "embedded": "now" if _modified(file) != before[task] else "before",
+                "file": str(file),
+            }
+        )
+    for task, why in failed.items():
+        note(f"Error: {task} could not be embedded: {why}")
+    unlike = compared(f"embeddings {out}", load_embeddings(out)) if rows else []
+    for check in unlike:
+        note(f"warning: {check.found}; {check.advice}.")
+    numbers = ("layers", "texts", "seconds")
+    columns = ["task", *numbers, "embedded"]
+    seconds = sum(row["seconds"] for row in rows)
+    text = f"{len(rows)} of {len(models)} tasks embedded in {out}, in {seconds:.1f} seconds."
+    return Answer(
+        {"out": out, "embeddings": rows, "failed": failed, "seconds": seconds},
+        [*([terminal_table(rows, columns, numbers)] if rows else []), text],
+        exit_code=int(bool(failed)),
+    )
+
+
+def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict[str, str]:
+    """Name the tasks and where their models are."""
+    models: dict[str, str] = {}
+    for model in given:
+        task, equals, where = model.partition("=")
+        if not equals or Path(model).is_dir():
+            if name is None or len(given) > 1:
+                raise click.UsageError(
+                    f"--model {model} needs the name of its task: write NAME={model}."
+                )
+            task, where = name, model
+        elif name is not None:
+            raise click.UsageError(f"--model {model} names its task: leave out --name.")
+        if task in models:
+            raise click.UsageError(f"two models are called {task!r}: give each task one name.")
+        if not task or not where:
+            raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
+        models[task] = where
+    if folder is not None:
+        found = {path.parent.name: str(path.parent) for path in folder.glob("*/config.json")}
+        if not found:
+            fail(f"--models {folder} holds no folder with a config.json: see save_pretrained().")
+        twice = sorted(found.keys() & models.keys())
+        if twice:
+            raise click.UsageError(f"--models and --model both name {twice[0]!r}.")
+        models |= dict(sorted(found.items()))
+    if not models:
+        raise click.UsageError("give --model or --models.")
+    return models
+
+
+def _probe(path: Path, column: str, only: str | None, n: int, seed: int) -> list[str]:
+    """Draw different texts by their hashes: the same in any order, and mostly in a longer file."""
+    kind, _, value = (only or "").partition("=")
+    if only is not None and (not kind or not value):
+        raise click.UsageError(f"--only {only} must be COLUMN=VALUE.")
+    table = read_table(path, text=[column, *([kind] if only else [])])
+    check_column(table, path, column, "--text-column")
+    if only is not None:
+        check_column(table, path, kind, "--only")
+        classes = sorted(map(str, table[kind].dropna().unique()))
+        table = table[table[kind] == value]
+        if table.empty:
+            fail(f"--only {only} leaves no text; {kind} has: {', '.join(classes[:12])}.")
+    texts = {text for text in table[column].dropna() if text.strip()}
+    if not texts:
+        fail(f"{path} holds no text in the column {column!r}.")
+    return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode()).hexdigest())[
+        :n
+    ]
+
+
+def _modified(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _task_of(error: Exception, tasks: Iterable[str]) -> str:
+    """Tell which task an error of `embed_many` is about: its note or its message names it."""
+    said = " ".join([*getattr(error, "__notes__", ()), str(error)])
+    return next((task for task in tasks if repr(task) in said), "a task")
