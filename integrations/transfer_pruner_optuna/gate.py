@@ -1,4 +1,4 @@
-"""The gate: decide before the user's objective trains, with nothing but Optuna's public API.
+"""The gate: decide before the user's objective trains, around it.
 
 What it must satisfy: an eliminated trial ends PRUNED with every parameter of the search space
 suggested, since samplers infer their space from such trials too (a trial that stops after two
@@ -23,24 +23,18 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.search_space import IntersectionSearchSpace
-from optuna.trial import Trial, TrialState
+from optuna.search_space import IntersectionSearchSpace, intersection_search_space
+from optuna.trial import Trial, TrialState, create_trial
 
+from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.learning import LearningRule
+from transfer_pruner.records import Outcome, PairParams, Recorder, TrialRecord, plain_source
 from transfer_pruner.rule import Decision, EliminationRule
-from transfer_pruner.savings import Outcome, Recorder, TrialRecord
 from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import (
-    PairOfTrial,
-    decision_attributes,
-    plain_source,
-    record_study,
-)
+from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes, record_study
 
 Value = float | Sequence[float]
 Objective = Callable[[Trial], Value]
-
-_SCOUTING_ATTEMPTS = 10
 
 
 def gate(
@@ -48,15 +42,19 @@ def gate(
     rule: EliminationRule | LearningRule,
     *,
     search_space: Mapping[str, BaseDistribution] | None = None,
-    source_param: str = "source",
+    source_param: str | Sequence[str] = "source",
     target_param: str = "target",
     target: str | None = None,
+    objective_index: int | None = None,
+    audit_fraction: float = 0.0,
     tracker: Recorder | None = None,
 ) -> Objective:
     """Wrap an objective so that eliminated pairs are pruned before it trains.
 
     Every trial is marked with the user attributes ``transfer_pruner.eliminated`` (0 or 1) and
-    ``transfer_pruner.score``, an eliminated one with ``transfer_pruner.reason`` too.
+    ``transfer_pruner.score``, an eliminated one with ``transfer_pruner.reason`` too, an audit trial
+    with ``transfer_pruner.audit``. A trial that did not come from a study, such as a `FixedTrial`
+    or ``study.best_trial``, goes to the objective as it is.
 
     Parameters
     ----------
@@ -67,14 +65,24 @@ def gate(
         A LearningRule learns from the study's own finished trials, so that processes which share
         the study's storage agree and a restart loses nothing.
     search_space : mapping of str to distribution, optional
-        The parameters that the objective suggests. Given, the objective is not even entered for an
-        eliminated pair. Left out, it is taken from the study's finished trials; in a study that has
-        none, the objective runs until it has suggested source and target, and if the first pair is
+        The parameters that the objective suggests in every trial. Given, the objective is not even
+        entered for an eliminated pair. Left out, it is taken from the study's finished trials. In a
+        study that has none, and where source and target are suggested in one branch of the
+        objective only, the objective runs until it has suggested them; if the first pair of all is
         eliminated, one kept pair is trained in an extra trial to learn the space from.
-    source_param, target_param : str
-        Names of the two parameters.
+    source_param : str or sequence of str
+        Name of the source's parameter; several for joint transfer from several sources, each of
+        them a task or None. A trial is eliminated if one of its sources is.
+    target_param : str
+        Name of the target's parameter.
     target : str, optional
         The target task of a study that searches over sources only.
+    objective_index : int, optional
+        Which of several objectives a LearningRule learns from and the tracker is told of.
+    audit_fraction : float in [0, 1]
+        Share of the eliminated trials that run all the same, at random, to measure what elimination
+        misses (`transfer_pruner.estimate_audit`). Drawn from the trial's number and pair, so every
+        worker and restart draws alike.
     tracker : SavingsTracker, optional
         Or anything with ``record(TrialRecord)``; told of every trial.
 
@@ -86,11 +94,18 @@ def gate(
     Raises
     ------
     ValueError
-        If `search_space` lacks the source or the target; when a trial starts, if a LearningRule is
-        to learn from a study with several objectives.
+        If `search_space` lacks the source or the target, or `audit_fraction` is no share; when a
+        trial starts, if a LearningRule is to learn from a study with several objectives and none is
+        chosen.
     """
     return _Gate(
-        objective, rule, PairOfTrial(source_param, target_param, target), search_space, tracker
+        objective,
+        rule,
+        PairParams(source_param, target_param, target),
+        search_space,
+        objective_index,
+        check_fraction(audit_fraction),
+        tracker,
     )
 
 
@@ -99,12 +114,16 @@ class _Gate:
         self,
         objective: Objective,
         rule: EliminationRule | LearningRule,
-        pair_of: PairOfTrial,
+        pair_of: PairParams,
         search_space: Mapping[str, BaseDistribution] | None,
+        objective_index: int | None,
+        audit_fraction: float,
         tracker: Recorder | None,
     ) -> None:
         self._objective = objective
-        self._rule_of_now = RuleOfNow(rule, pair_of)
+        self._objective_index = objective_index
+        self._audit_fraction = audit_fraction
+        self._rule_of_now = RuleOfNow(rule, pair_of, objective_index)
         self._pair_of = pair_of
         self._given_space = dict(search_space) if search_space is not None else None
         self._tracker = tracker
@@ -122,6 +141,9 @@ class _Gate:
                 )
 
     def __call__(self, trial: Trial) -> Value:
+        if not isinstance(trial, Trial):
+            # A FixedTrial or a FrozenTrial: the user looks at one setting, there is no search.
+            return self._objective(trial)
         self._meet(trial.study)
         # One rule for the whole trial: others may finish, and a learning rule refit, meanwhile.
         rule = self._rule_of_now(trial.study)
@@ -130,71 +152,89 @@ class _Gate:
             return self._run_unknown(trial, rule)
         for name in self._pair_of.params:
             _suggest(trial, name, space[name])
-        decision = rule.decide(*self._pair_of(trial.params))
-        if decision.eliminated:
+        decision, audit = self._verdict(trial, rule)
+        if decision.eliminated and not audit:
             raise self._eliminate(trial, decision, space)
-        self._mark(trial, decision)
+        self._mark(trial, decision, audit)
         return self._train(trial, trial, rule)
+
+    def _verdict(self, trial: Trial, rule: EliminationRule) -> tuple[Decision, bool]:
+        """Decide on a trial's pair; say whether it is eliminated and audited all the same."""
+        source, target = self._pair_of(trial.params)
+        decision = rule.decide(source, target)
+        # A trial that died and is run again brings its attributes along, with another number.
+        drawn = AUDIT in trial.user_attrs or is_audited(
+            self._audit_fraction, trial.number, source, target
+        )
+        return decision, decision.eliminated and drawn
 
     def _covers(self, space: Mapping[str, BaseDistribution]) -> bool:
         return all(name in space for name in self._pair_of.params)
 
     def _search_space(self, study: optuna.Study) -> dict[str, BaseDistribution]:
+        """Find the parameters that every trial has."""
         if self._given_space is not None:
             return self._given_space
         with self._lock:
             return self._finished_spaces[study.study_name].calculate(study)
 
+    def _space_with_pair(self, study: optuna.Study) -> dict[str, BaseDistribution] | None:
+        """Find the parameters of every trial that trained with a source and target; None if none.
+
+        Where the pair is suggested in one branch only, that is more than all trials have in common.
+        """
+        trained = [
+            trial
+            for trial in study.get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+            )
+            if self._pair_of.is_in(trial.params)
+            and (trial.user_attrs.get(ELIMINATED) != 1 or AUDIT in trial.user_attrs)
+        ]
+        # One that a pruner stopped has most likely suggested everything, but it need not have.
+        complete = [trial for trial in trained if trial.state == TrialState.COMPLETE]
+        if not trained:
+            return None
+        return intersection_search_space(complete or trained, include_pruned=True)
+
     def _run_unknown(self, trial: Trial, rule: EliminationRule) -> Value:
-        """Run the objective until the pair is known: the study does not show its space yet."""
+        """Run the objective until the pair is known: not every trial has it, or none yet."""
         try:
             return self._train(trial, self._watched(trial, rule), rule)
         except _PairEliminated as eliminated:
             decision = eliminated.decision
-        held: list[tuple[Trial, Decision]] = []
         with self._scouting:
-            space = self._search_space(trial.study)
-            kept = self._kept_params(trial, rule)
-            for _ in range(_SCOUTING_ATTEMPTS):
-                if self._covers(space) or kept is None:
-                    break
-                scout, its_decision = self._scout(trial.study, kept, rule)
-                if its_decision is None:
-                    space = scout.distributions
-                else:
-                    # Another worker took the kept pair, and the one that we got is eliminated too.
-                    held.append((scout, its_decision))
-        for other, its_decision in held:
-            self._eliminate(other, its_decision, space)
-            trial.study.tell(other, state=TrialState.PRUNED)
-        raise self._eliminate(trial, decision, space)
+            space = self._space_with_pair(trial.study)
+            kept = self._kept_params(trial, rule) if space is None else None
+            if kept is not None:
+                space = self._scout(trial.study, kept, rule).distributions
+        raise self._eliminate(trial, decision, space or {})
 
     def _watched(self, trial: Trial, rule: EliminationRule) -> _WatchedTrial:
         def on_suggest(trial: Trial) -> bool:
             """Decide as soon as the objective has suggested the pair; say whether it has."""
             if not self._pair_of.is_in(trial.params):
                 return False
-            decision = rule.decide(*self._pair_of(trial.params))
-            if decision.eliminated:
+            decision, audit = self._verdict(trial, rule)
+            if decision.eliminated and not audit:
                 raise _PairEliminated(decision)
-            self._mark(trial, decision)
+            self._mark(trial, decision, audit)
             return True
 
         return _WatchedTrial(trial, on_suggest)
 
-    def _scout(
-        self, study: optuna.Study, kept: dict[str, Any], rule: EliminationRule
-    ) -> tuple[Trial, Decision | None]:
-        """Train a kept pair in a trial of its own, which shows the whole space.
-
-        The decision is None if it trained; else the trial waits, neither trained nor told.
-        """
-        study.enqueue_trial(kept, user_attrs={"transfer_pruner.scout": 1})
-        scout = study.ask()
+    def _scout(self, study: optuna.Study, kept: dict[str, Any], rule: EliminationRule) -> Trial:
+        """Train a kept pair in a trial of its own, which shows the whole space."""
+        # As an enqueued trial, but running from the start: on sqlite two workers may both get one
+        # that waits, and no public call makes one that does not.
+        template = create_trial(
+            state=TrialState.RUNNING,
+            system_attrs={"fixed_params": kept},
+            user_attrs={"transfer_pruner.scout": 1},
+        )
+        scout = Trial(study, study._storage.create_new_trial(study._study_id, template))
         try:
             value = self._train(scout, self._watched(scout, rule), rule)
-        except _PairEliminated as eliminated:
-            return scout, eliminated.decision
         except optuna.TrialPruned:
             study.tell(scout, state=TrialState.PRUNED)
         except BaseException:
@@ -202,10 +242,13 @@ class _Gate:
             raise
         else:
             study.tell(scout, value)
-        return scout, None
+        return scout
 
     def _kept_params(self, trial: Trial, rule: EliminationRule) -> dict[str, Any] | None:
-        """Find a pair that the rule keeps, for the trial's own target if there is one."""
+        """Find a pair that the rule keeps, for the trial's own target if there is one.
+
+        With it comes what the trial had suggested before, which leads into the same branch.
+        """
         names = self._pair_of.params
         choices = []
         for name in names:
@@ -217,7 +260,7 @@ class _Gate:
         for values in product(*reversed(choices)):
             params = dict(zip(reversed(names), values, strict=True))
             if not rule.decide(*self._pair_of(params)).eliminated:
-                return params
+                return trial.params | params
         return None
 
     def _eliminate(
@@ -250,8 +293,8 @@ class _Gate:
                 self._record_training(trial, rule, outcome, value)
         return value
 
-    def _mark(self, trial: Trial, decision: Decision) -> None:
-        for key, attribute in decision_attributes(decision).items():
+    def _mark(self, trial: Trial, decision: Decision, audit: bool = False) -> None:
+        for key, attribute in decision_attributes(decision, audit).items():
             trial.set_user_attr(key, attribute)
 
     def _meet(self, study: optuna.Study) -> None:
@@ -266,10 +309,16 @@ class _Gate:
     ) -> None:
         # An objective may fail before it has suggested the pair.
         if self._pair_of.is_in(trial.params):
-            self._record(trial, rule.decide(*self._pair_of(trial.params)), outcome, value)
+            decision, audit = self._verdict(trial, rule)
+            self._record(trial, decision, outcome, value, audit)
 
     def _record(
-        self, trial: Trial, decision: Decision, outcome: Outcome, value: Value = math.nan
+        self,
+        trial: Trial,
+        decision: Decision,
+        outcome: Outcome,
+        value: Value = math.nan,
+        audit: bool = False,
     ) -> None:
         if self._tracker is None:
             return
@@ -283,14 +332,20 @@ class _Gate:
                 target=target,
                 outcome=outcome,
                 seconds=(datetime.now() - begun).total_seconds(),
-                # Several objectives, or a value that Optuna is about to refuse: no single number.
-                value=float(value) if isinstance(value, Real) else math.nan,
+                value=self._number(value),
                 score=decision.score,
                 probability=decision.probability,
                 reason=decision.reason,
                 hyperparameters=self._pair_of.hyperparameters(trial.params),
+                audit=audit,
             )
         )
+
+    def _number(self, value: Value) -> float:
+        """Take the one number: NaN of several objectives, or of what Optuna is about to refuse."""
+        if isinstance(value, Sequence) and self._objective_index is not None:
+            value = value[self._objective_index]
+        return float(value) if isinstance(value, Real) else math.nan
 
 
 class _PairEliminated(BaseException):

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.embedding import TransferPrunerWarning
 from transfer_pruner.learning import LearningRule
+from transfer_pruner.records import PairParams
 from transfer_pruner.rule import EliminationRule
-from transfer_pruner_optuna.records import PairOfTrial, check_one_objective, transfers_from_trials
+from transfer_pruner_optuna.records import check_objective, transfers_from_trials
 
 _Finished = tuple[datetime, int]
 
@@ -34,12 +35,20 @@ class RuleOfNow:
     Parameters
     ----------
     rule : EliminationRule or LearningRule
-    pair_of : PairOfTrial
+    pair_of : PairParams
+    objective_index : int, optional
+        Which objective a gain is of, in a study with several.
     """
 
-    def __init__(self, rule: EliminationRule | LearningRule, pair_of: PairOfTrial) -> None:
+    def __init__(
+        self,
+        rule: EliminationRule | LearningRule,
+        pair_of: PairParams,
+        objective_index: int | None = None,
+    ) -> None:
         self._rule = rule
         self._pair_of = pair_of
+        self._objective_index = objective_index
         self._lock = threading.Lock()
         # By study name: the trials learnt from, and what they taught.
         self._learnt: dict[str, tuple[list[_Finished], EliminationRule]] = {}
@@ -47,7 +56,7 @@ class RuleOfNow:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pruner is pickled with its study; locks cannot be, and what was learnt can be made anew.
-        return RuleOfNow, (self._rule, self._pair_of)
+        return RuleOfNow, (self._rule, self._pair_of, self._objective_index)
 
     @property
     def first(self) -> EliminationRule:
@@ -60,11 +69,11 @@ class RuleOfNow:
         Raises
         ------
         ValueError
-            If a LearningRule is to learn from a study with several objectives.
+            If a LearningRule is to learn from a study with several objectives and none is chosen.
         """
         if not isinstance(self._rule, LearningRule):
             return self._rule
-        check_one_objective(study)
+        check_objective(study, self._objective_index)
         # Reading is inside too: a thread with an older reading would undo the others' refit.
         with self._lock:
             trials = self._evidence(study, self._rule.refit_every)
@@ -83,7 +92,7 @@ class RuleOfNow:
 
     def _transfers(self, study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame | None:
         try:
-            return transfers_from_trials(study, trials, self._pair_of)
+            return transfers_from_trials(study, trials, self._pair_of, self._objective_index)
         except Exception as error:
             # Fail open, but not in silence: mostly, the study has no baseline trials.
             if study.study_name not in self._warned:

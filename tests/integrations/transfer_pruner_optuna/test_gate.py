@@ -16,8 +16,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.search_space import intersection_search_space
 from optuna.trial import TrialState
 
-from transfer_pruner import Decision, EliminationRule, TransferPrunerWarning, TrialRecord
-from transfer_pruner_optuna import gate
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    TransferPrunerWarning,
+    TrialRecord,
+    estimate_audit,
+)
+from transfer_pruner_optuna import gate, records_from_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -143,6 +149,15 @@ def test_a_fresh_study_learns_its_space_from_one_kept_pair(rule: EliminationRule
     assert objective.trained == [("e", "e")] or not eliminated(rule, objective.trained[0])
     assert scout.params["target"] == "e"
     assert scout.user_attrs["transfer_pruner.scout"] == 1
+
+
+def test_the_scout_leaves_what_the_user_enqueued_alone(rule: EliminationRule) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial({"source": "f", "target": "e"})
+    study.enqueue_trial({"source": "a", "target": "b"})
+    study.optimize(gate(Objective(), rule), n_trials=1)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.PRUNED, TrialState.WAITING, TrialState.COMPLETE]
 
 
 def test_where_every_pair_is_eliminated_nothing_trains() -> None:
@@ -407,3 +422,127 @@ def test_a_search_space_without_the_pair_is_refused(
     wrap: Callable[..., object] = gate
     with pytest.raises(ValueError, match="search_space lacks 'aux'"):
         wrap(Objective(), rule, search_space=SPACE, source_param="aux")
+
+
+class Branching:
+    """An objective that transfers in one of its branches only."""
+
+    def __init__(self) -> None:
+        self.trained: list[tuple[str, str]] = []
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        if trial.suggest_categorical("transfer", [False, True]):
+            source = trial.suggest_categorical("source", TASKS)
+            target = trial.suggest_categorical("target", TASKS)
+            trial.suggest_int("frozen_layers", 0, 4)
+            self.trained.append((source, target))
+        return lr
+
+
+def test_a_pair_that_one_branch_suggests_is_decided_there(rule: EliminationRule) -> None:
+    objective = Branching()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(gate(objective, rule), n_trials=80)
+    assert not any(eliminated(rule, pair) for pair in objective.trained)
+    pruned = study.get_trials(states=(TrialState.PRUNED,))
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(pruned) > 20
+    for trial in pruned:
+        assert trial.params.keys() == {"lr", "transfer", "source", "target", "frozen_layers"}
+    for trial in complete:
+        assert ("source" in trial.params) == trial.params["transfer"]
+    # At most one trial more than asked for: the scout, and only while the branch was not known.
+    scouts = [trial for trial in study.trials if "transfer_pruner.scout" in trial.user_attrs]
+    assert len(study.trials) - 80 == len(scouts) <= 1
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_scout_takes_the_branch_of_the_trial_that_needs_it(rule: EliminationRule) -> None:
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, group=True)
+    )
+    study.enqueue_trial({"lr": 0.01, "transfer": True, "source": "f", "target": "e"})
+    objective = Branching()
+    study.optimize(gate(objective, rule), n_trials=1)
+    first, scout = study.trials
+    assert scout.params["transfer"] is True
+    assert first.params.keys() == scout.params.keys()
+    assert len(objective.trained) == 1
+
+
+def test_a_joint_trial_is_eliminated_for_one_bad_source(rule: EliminationRule) -> None:
+    trained = []
+
+    def objective(trial: optuna.Trial) -> float:
+        aux = [trial.suggest_categorical(name, [None, "a", "b", "c"]) for name in ("aux1", "aux2")]
+        trained.append((*aux, trial.suggest_categorical("target", ["a", "d"])))
+        return trial.suggest_float("lr", 0, 1)
+
+    log = Log()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    gated = gate(objective, rule, source_param=["aux1", "aux2"], tracker=log)
+    study.optimize(gated, n_trials=200)
+    # Kept are a -> d and b -> a, beside no source at all and the target itself.
+    keeps = {"d": {None, "a"}, "a": {None, "a", "b"}}
+    assert len(set(trained)) == 4 + 9
+    assert all({one, other} <= keeps[target] for one, other, target in trained)
+    assert {r.source for r in log.records if r.outcome == "trained"} == {None, "a", "b"}
+    assert ("a", "c") in {r.source for r in log.records if r.outcome == "eliminated"}
+
+
+def test_one_of_several_objectives_is_the_score(rule: EliminationRule) -> None:
+    log = Log()
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.enqueue_trial({"source": "a", "target": "b"})
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        return Objective()(trial), 7.0
+
+    study.optimize(gate(objective, rule, objective_index=1, tracker=log), n_trials=1)
+    assert [record.value for record in log.records] == [7.0]
+
+
+def test_audit_trials_run_although_their_pair_is_eliminated(rule: EliminationRule) -> None:
+    def search() -> tuple[optuna.Study, Objective, Log]:
+        objective, log = Objective(), Log()
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        gated = gate(objective, rule, search_space=SPACE, audit_fraction=0.25, tracker=log)
+        study.optimize(gated, n_trials=120)
+        return study, objective, log
+
+    study, objective, log = search()
+    audits = [t.number for t in study.trials if t.user_attrs.get("transfer_pruner.audit") == 1]
+    ran_all_the_same = [pair for pair in objective.trained if eliminated(rule, pair)]
+    assert len(audits) == len(ran_all_the_same) > 5
+    assert audits == [
+        t.number for t in search()[0].trials if "transfer_pruner.audit" in t.user_attrs
+    ]
+    for trial in study.trials:
+        marks = trial.user_attrs
+        assert marks["transfer_pruner.eliminated"] == eliminated(
+            rule, (trial.params["source"], trial.params["target"])
+        )
+        assert (trial.state == TrialState.PRUNED) == (
+            marks["transfer_pruner.eliminated"] == 1 and trial.number not in audits
+        )
+    told = estimate_audit(sorted(log.records, key=lambda r: r.number), maximize=False)
+    assert told.trials_audited == len(audits)
+    assert told.trials_eliminated - told.trials_audited == len(
+        study.get_trials(states=(TrialState.PRUNED,))
+    )
+    read = estimate_audit(records_from_study(study), maximize=False)
+    assert (read.false_eliminations, read.missed_gain) == (
+        told.false_eliminations, pytest.approx(told.missed_gain),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["fixed", "frozen"])
+def test_a_single_setting_is_looked_at_without_a_search(rule: EliminationRule, kind: str) -> None:
+    params = {"source": "f", "target": "e", "lr": 0.01, "layers": 2}
+    trial: optuna.trial.BaseTrial = optuna.trial.FixedTrial(params)
+    if kind == "frozen":
+        trial = optuna.trial.create_trial(params=params, distributions=SPACE, value=0.0)
+    assert eliminated(rule, ("f", "e"))
+    look: Callable[[optuna.trial.BaseTrial], object] = gate(Objective(), rule)  # type: ignore[assignment]
+    assert look(trial) == 5 + 0.02

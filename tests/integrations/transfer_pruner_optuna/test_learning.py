@@ -19,12 +19,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
+from transfer_pruner import LearningRule, PairParams, TransferPredictor, TransferPrunerWarning
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import EliminationRule
 from transfer_pruner_optuna import TransferPruner, gate, records_from_study
 from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import PairOfTrial, transfers_from_trials
+from transfer_pruner_optuna.records import transfers_from_trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -80,7 +80,7 @@ def disagreements(study: optuna.Study, rule: LearningRule) -> list[int]:
 
     What had finished when a trial was decided is known up to what finished while it ran.
     """
-    pair_of = PairOfTrial()
+    pair_of = PairParams()
     finished = sorted(
         study.get_trials(states=(TrialState.COMPLETE,)), key=lambda t: (ended(t), t.number)
     )
@@ -181,11 +181,11 @@ def test_processes_on_one_storage_agree_and_a_restart_continues(kind: str, tmp_p
 
 def test_a_restart_decides_as_who_was_there_all_along(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    study, there = a_study(storage), RuleOfNow(learning_rule(), PairOfTrial())
+    study, there = a_study(storage), RuleOfNow(learning_rule(), PairParams())
     gated = gate(objective, learning_rule(), search_space=SPACE)
     for _ in range(4):
         study.optimize(gated, n_trials=10)
-        anew = RuleOfNow(learning_rule(), PairOfTrial())(a_study(storage))
+        anew = RuleOfNow(learning_rule(), PairParams())(a_study(storage))
         assert there(study).fingerprint == anew.fingerprint
     assert there(study).settings["transfers"] > 0
 
@@ -196,10 +196,10 @@ def test_a_trial_that_becomes_visible_late_is_made_up_for() -> None:
     *early, late, last = sorted(study.trials, key=lambda t: (ended(t), t.number))
     here = optuna.create_study(study_name="shared", direction="maximize")
     here.add_trials([*early, last])
-    now = RuleOfNow(learning_rule(), PairOfTrial())
+    now = RuleOfNow(learning_rule(), PairParams())
     too_early = now(here).fingerprint
     here.add_trial(late)
-    everyones = RuleOfNow(learning_rule(), PairOfTrial())(study).fingerprint
+    everyones = RuleOfNow(learning_rule(), PairParams())(study).fingerprint
     assert now(here).fingerprint == everyones != too_early
 
 
@@ -291,18 +291,18 @@ def test_a_study_without_baselines_says_that_nothing_is_learnt() -> None:
 def test_several_objectives_are_refused() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     gated = gate(objective, learning_rule(), search_space=SPACE)
-    with pytest.raises(ValueError, match="study must have one objective but"):
+    with pytest.raises(ValueError, match="objective_index must be from 0 to 1 but got None"):
         study.optimize(gated, n_trials=1)
 
 
 def test_one_gate_in_two_studies_of_one_name_keeps_them_apart() -> None:
-    now = RuleOfNow(learning_rule(), PairOfTrial())
+    now = RuleOfNow(learning_rule(), PairParams())
     prints = []
     for seed in (0, 1):
         study = a_study(seed=seed)
         study.optimize(objective, n_trials=40)
         prints.append(now(study).fingerprint)
-        assert prints[-1] == RuleOfNow(learning_rule(), PairOfTrial())(study).fingerprint
+        assert prints[-1] == RuleOfNow(learning_rule(), PairParams())(study).fingerprint
     assert prints[0] != prints[1]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta
 
 import optuna
 import pytest
@@ -78,13 +79,13 @@ def test_an_existing_study_is_training_data() -> None:
 
 def test_a_study_without_transfers_or_baselines_says_what_is_missing() -> None:
     study = optuna.create_study(study_name="mine")
-    with pytest.raises(ValueError, match="study 'mine' has 0 complete trials with a source and 0"):
+    with pytest.raises(ValueError, match=r"study 'mine': .* of 0 trials with a source and 0"):
         transfers_from_study(study)
     add(study, "a", "t", 0.5)
-    with pytest.raises(ValueError, match=r"1 complete trials .* Run baseline trials"):
+    with pytest.raises(ValueError, match=r"1 trials with a source .* Run baseline trials"):
         transfers_from_study(study)
     two = optuna.create_study(directions=["minimize", "minimize"])
-    with pytest.raises(ValueError, match="must have one objective"):
+    with pytest.raises(ValueError, match="objective_index must be from 0 to 1"):
         transfers_from_study(two)
 
 
@@ -113,4 +114,31 @@ def test_records_tell_outcomes_apart() -> None:
     told = records_from_study(study, rule)
     assert (told[1].probability, told[1].reason) == (0.25, "told so")
     assert told[0].reason == ""
-    assert estimate_savings(records).pairs_eliminated == 1
+    assert estimate_savings(records).trials_eliminated == 1
+
+
+def test_a_trial_whose_worker_died_did_not_train_over_the_weekend() -> None:
+    study = optuna.create_study()
+    begun = datetime(2026, 1, 2, 18, 0)
+    for state, took in (
+        (TrialState.COMPLETE, 60),
+        (TrialState.COMPLETE, 90),
+        (TrialState.FAIL, 30),
+    ):
+        study.add_trial(finished(state, begun, timedelta(seconds=took)))
+    study.add_trial(finished(TrialState.FAIL, begun, timedelta(days=3)))
+    assert [r.seconds for r in records_from_study(study)] == [60, 90, 30, 90]
+
+
+def finished(state: TrialState, begun: datetime, took: timedelta) -> optuna.trial.FrozenTrial:
+    trial = create_trial(
+        state=state,
+        value=0.5 if state == TrialState.COMPLETE else None,
+        params={"source": "a", "target": "t"},
+        distributions={
+            name: optuna.distributions.CategoricalDistribution(["a", "t"])
+            for name in ("source", "target")
+        },
+    )
+    trial.datetime_start, trial.datetime_complete = begun, begun + took
+    return trial

@@ -1,0 +1,11 @@
+"""TransferSampler for OptunaHub: loads what transfer_pruner has, and adds nothing."""
+
+try:
+    from transfer_pruner_optuna.sampler import TransferSampler
+except ImportError as error:
+    raise ImportError(
+        "TransferSampler needs transfer_pruner: pip install 'transfer-pruner[optuna]', or from a "
+        "clone of its repository pip install '.[optuna]'."
+    ) from error
+
+__all__ = ["TransferSampler"]

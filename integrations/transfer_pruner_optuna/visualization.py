@@ -1,0 +1,557 @@
+"""Figures of a study, in the manner of `optuna.visualization`.
+
+What they must satisfy: what is drawn as measured was measured, what is an estimate is named one,
+and a study that has nothing to show gives an empty figure that says why, not an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from transfer_pruner.learning import LearningRule
+from transfer_pruner.records import PairParams, TrialRecord
+from transfer_pruner.rule import EliminationRule
+from transfer_pruner.savings import estimate_savings
+from transfer_pruner_optuna.learning import RuleOfNow
+from transfer_pruner_optuna.records import (
+    check_objective,
+    records_from_trials,
+    transfers_from_trials,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["plot_gains", "plot_pairs", "plot_savings"]
+
+_logger = logging.getLogger(__name__)
+
+_PAIR = ["source", "target"]
+_KEPT, _AUDITED, _SPENT, _SAVED = "#1f77b4", "#d62728", "#444444", "#2ca02c"
+_SAVED_BAND = "rgba(44, 160, 44, 0.2)"
+_CHECKPOINTS = 50
+
+Horizontal = Literal["trial", "seconds"]
+
+
+def plot_gains(
+    study: optuna.Study,
+    rule: EliminationRule | LearningRule | None = None,
+    *,
+    source_param: str | Sequence[str] = "source",
+    target_param: str = "target",
+    target: str | None = None,
+    objective_index: int | None = None,
+    per_pair: bool = False,
+) -> go.Figure:
+    """Plot what was predicted of the pairs that trained against the gain that was measured.
+
+    Eliminated pairs are there as far as audit trials ran them, marked otherwise. The title holds
+    Spearman correlations over the pairs' mean gains. Scores of a predictor that has not learnt from
+    measured gains are comparable within a target only: of the two correlations, read the one
+    within targets.
+
+    Parameters
+    ----------
+    study : optuna.Study
+    rule : EliminationRule or LearningRule, optional
+        Scores the trials that our adapters did not mark with a score.
+    source_param, target_param, target, objective_index
+        As for `gate`. Joint trials of several sources have no gain and are left out.
+    per_pair : bool
+        One point a pair, the means of its trials, in place of one a trial.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Empty, with a note, if no trial has both a predicted score and a measured gain.
+
+    Raises
+    ------
+    ImportError
+        If plotly is not installed.
+    ValueError
+        If the study has several objectives and none is chosen.
+    """
+    go = _plotly()
+    pair_of = PairParams(source_param, target_param, target)
+    table, why_not = _gains(study, rule, pair_of, objective_index)
+    figure = go.Figure(
+        layout={
+            "title": {"text": "Predicted and Measured Transfer Gain"},
+            "xaxis": {"title": {"text": "predicted score"}},
+            "yaxis": {"title": {"text": "measured transfer gain"}},
+        }
+    )
+    if why_not:
+        return _empty(figure, why_not)
+    scored = table[table["predicted"].notna()]
+    if scored.empty:
+        return _empty(figure, "No trial with a gain has a predicted score: pass rule=.")
+    if len(scored) < len(table):
+        _logger.warning(
+            "%d of %d trials have no predicted score and are not drawn: pass rule=.",
+            len(table) - len(scored),
+            len(table),
+        )
+    points = _pair_means(scored) if per_pair else scored
+    audited = points["audit"]
+    for name, rows, marker in (
+        ("kept", points[~audited], {"color": _KEPT}),
+        ("eliminated, audit trial", points[audited], {"color": _AUDITED, "symbol": "diamond-open"}),
+    ):
+        figure.add_scatter(
+            x=rows["predicted"].tolist(),
+            y=rows["gain"].tolist(),
+            mode="markers",
+            marker=marker | {"size": 8},
+            name=name,
+            text=[_gain_hover(row) for row in rows.to_dict("records")],
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+    figure.add_hline(y=0, line={"color": "gray", "width": 1, "dash": "dash"})
+    figure.update_layout(showlegend=True, title_subtitle_text=_correlation(scored))
+    return figure
+
+
+def plot_savings(
+    study: optuna.Study,
+    *,
+    source_param: str | Sequence[str] = "source",
+    target_param: str = "target",
+    target: str | None = None,
+    x: Horizontal = "trial",
+    single_task_seconds: float = 0.0,
+    attribution_seconds: float = 0.0,
+    confidence: float = 0.9,
+) -> go.Figure:
+    """Plot, as the search went on, the seconds spent and the estimated seconds saved.
+
+    At about 50 points of the search, what `transfer_pruner.estimate_savings` says of the trials up
+    to there; the last point is what it says of the whole study. Eliminated trials are the marks
+    below.
+
+    Parameters
+    ----------
+    study : optuna.Study
+    source_param, target_param, target
+        As for `gate`.
+    x : {"trial", "seconds"}
+        Count the search's trials by their numbers, or its seconds from the start of the first one,
+        in the order in which they finished.
+    single_task_seconds, attribution_seconds, confidence
+        As for `transfer_pruner.estimate_savings`.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Empty, with a note, if no finished trial has the pair.
+
+    Raises
+    ------
+    ImportError
+        If plotly is not installed.
+    ValueError
+        If `x` is neither of the two, or `confidence` out of range.
+    """
+    go = _plotly()
+    if x not in get_args(Horizontal):
+        raise ValueError(f"x must be 'trial' or 'seconds' but got {x!r}.")
+    pair_of = PairParams(source_param, target_param, target)
+    label = "trial" if x == "trial" else "seconds since the start of the search"
+    figure = go.Figure(
+        layout={
+            "title": {"text": "Seconds Spent and Estimated Seconds Saved"},
+            "xaxis": {"title": {"text": label}, "anchor": "y2"},
+            "yaxis": {"title": {"text": "seconds, all trials together"}, "domain": [0.12, 1]},
+            "yaxis2": {"domain": [0, 0.08], "visible": False, "fixedrange": True},
+            "legend": {"traceorder": "normal"},
+        }
+    )
+    steps = _steps(study, pair_of, x)
+    if not steps:
+        return _empty(figure, "The study has no finished trials with a source and a target.")
+    table = _savings(
+        steps,
+        single_task_seconds=single_task_seconds,
+        attribution_seconds=attribution_seconds,
+        confidence=confidence,
+    )
+    band = table.dropna()
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    figure.add_scatter(
+        x=band["x"].tolist(), y=band["estimated_high"].tolist(), showlegend=False, **edge
+    )
+    figure.add_scatter(
+        x=band["x"].tolist(),
+        y=band["estimated_low"].tolist(),
+        fill="tonexty",
+        fillcolor=_SAVED_BAND,
+        name=f"{confidence:.0%} interval of the estimate",
+        **edge,
+    )
+    for name, column, line in (
+        ("seconds spent (measured)", "seconds_spent", {"color": _SPENT}),
+        ("estimated seconds saved", "estimated_seconds_saved", {"color": _SAVED}),
+    ):
+        figure.add_scatter(
+            x=table["x"].tolist(), y=table[column].tolist(), mode="lines", line=line, name=name
+        )
+    eliminated = [(at, record) for at, record in steps if record.outcome == "eliminated"]
+    figure.add_scatter(
+        x=[at for at, _ in eliminated],
+        y=[0] * len(eliminated),
+        yaxis="y2",
+        mode="markers",
+        marker={"symbol": "line-ns-open", "color": _AUDITED, "size": 9},
+        name="eliminated trials",
+        text=[_pair_name(record.source, record.target) for _, record in eliminated],
+        hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+    )
+    return figure
+
+
+def plot_pairs(
+    study: optuna.Study,
+    rule: EliminationRule | LearningRule | None = None,
+    *,
+    source_param: str | Sequence[str] = "source",
+    target_param: str = "target",
+    target: str | None = None,
+    objective_index: int | None = None,
+) -> go.Figure:
+    """Plot the mean measured gain of every pair, sources down and targets across.
+
+    A cross marks a pair of which trials were eliminated; where it has a colour too, other trials
+    ran, such as audit trials. A dot marks a pair that ran and has no measured gain: it failed, was
+    stopped early, or its target has no baseline trial. A pair that was never proposed stays blank.
+
+    Parameters
+    ----------
+    study : optuna.Study
+    rule : EliminationRule or LearningRule, optional
+        Scores the trials that our adapters did not mark with a score.
+    source_param, target_param, target, objective_index
+        As for `gate`. Joint trials of several sources are left out.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        Empty, with a note, if no finished trial has one source and a target.
+
+    Raises
+    ------
+    ImportError
+        If plotly is not installed.
+    ValueError
+        If the study has several objectives and none is chosen.
+    """
+    go = _plotly()
+    pair_of = PairParams(source_param, target_param, target)
+    table = _pairs(study, rule, pair_of, objective_index)
+    figure = go.Figure(
+        layout={
+            "title": {"text": "Measured Transfer Gain of Pairs"},
+            "xaxis": {
+                "title": {"text": "target task"},
+                "type": "category",
+                "showgrid": False,
+            },
+            "yaxis": {
+                "title": {"text": "source task, by mean measured gain"},
+                "type": "category",
+                "autorange": "reversed",
+                "showgrid": False,
+            },
+            # Pairs that were never proposed: unlike any gain.
+            "plot_bgcolor": "#d9d9d9",
+            # Above the picture: to the right stands the colour bar.
+            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        }
+    )
+    if table.empty:
+        return _empty(figure, "The study has no finished trials with one source and a target.")
+    table["hover"] = [_pair_hover(row) for row in table.to_dict("records")]
+    by_gain = table.groupby("source")["gain"].mean().sort_values(ascending=False, kind="stable")
+    sources, targets = list(by_gain.index), sorted(table["target"].unique())
+    figure.update_xaxes(categoryorder="array", categoryarray=targets)
+    figure.update_yaxes(categoryorder="array", categoryarray=sources)
+    measured = table["gain"].notna()
+    if measured.any():
+        gains, hover = (
+            table.pivot(index="source", columns="target", values=column).reindex(
+                index=sources, columns=targets
+            )
+            for column in ("gain", "hover")
+        )
+        limit = float(table["gain"].abs().max()) or 1.0
+        figure.add_heatmap(
+            x=targets,
+            y=sources,
+            z=gains.to_numpy(dtype=float),
+            text=hover.fillna("").to_numpy().tolist(),
+            hovertemplate="%{text}<extra></extra>",
+            hoverongaps=False,
+            colorscale="RdBu",
+            zmin=-limit,
+            zmax=limit,
+            xgap=1,
+            ygap=1,
+            colorbar={"title": {"text": "mean gain"}},
+            name="mean measured gain",
+        )
+    else:
+        _logger.warning("No pair has a measured gain: there are only marks to draw.")
+    for name, rows, symbol in (
+        ("eliminated", table[table["eliminated"] > 0], "x"),
+        (
+            "ran, no gain measured",
+            table[~measured & (table["trials"] > table["eliminated"])],
+            "circle",
+        ),
+    ):
+        figure.add_scatter(
+            x=rows["target"].tolist(),
+            y=rows["source"].tolist(),
+            mode="markers",
+            # Outlined in white, to be seen on the darkest cells.
+            marker={
+                "symbol": symbol,
+                "color": "black",
+                "size": 10,
+                "line": {"color": "white", "width": 1},
+            },
+            name=name,
+            text=rows["hover"].tolist(),
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _plotly() -> Any:
+    try:
+        import plotly.graph_objects as go
+    except ImportError as error:
+        raise ImportError(
+            "figures of a study need plotly: pip install 'transfer-pruner[plot]'."
+        ) from error
+    return go
+
+
+def _empty(figure: go.Figure, why: str) -> go.Figure:
+    _logger.warning(why)
+    # Plotly breaks no lines.
+    text = "<br>".join(textwrap.wrap(why, 80))
+    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return figure
+
+
+def _gains(
+    study: optuna.Study,
+    rule: EliminationRule | LearningRule | None,
+    pair_of: PairParams,
+    objective_index: int | None,
+) -> tuple[pd.DataFrame, str]:
+    """One row for each trial with a measured gain; and why there is none, if so.
+
+    Columns number, source, target, predicted, gain, audit, hyperparameters.
+    """
+    objective = check_objective(study, objective_index)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    columns = ["number", *_PAIR, "predicted", "gain", "audit", "hyperparameters"]
+    try:
+        transfers = transfers_from_trials(study, trials, pair_of, objective)
+    except ValueError as error:
+        return pd.DataFrame(columns=columns), str(error)
+    known = set(transfers["target"])
+    measured = [
+        record
+        for record in _single_source(records_from_trials(study, trials, pair_of, None, objective))
+        if math.isfinite(record.value) and record.target in known
+    ]
+    predicted = _predicted(study, measured, rule, pair_of, objective_index)
+    rows = [
+        (r.number, str(r.source), str(r.target), score, gain, r.audit, r.hyperparameters)
+        for r, score, gain in zip(measured, predicted, transfers["gain"], strict=True)
+    ]
+    return pd.DataFrame(rows, columns=columns), ""
+
+
+def _single_source(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Leave out the baselines, and joint trials: they are no pairs."""
+    return [r for r in records if r.source is not None and not isinstance(r.source, tuple)]
+
+
+def _predicted(
+    study: optuna.Study,
+    records: Sequence[TrialRecord],
+    rule: EliminationRule | LearningRule | None,
+    pair_of: PairParams,
+    objective_index: int | None,
+) -> list[float]:
+    """Find what each trial was marked with, else what the rule says of its pair now."""
+    if rule is None:
+        return [record.score for record in records]
+    now = RuleOfNow(rule, pair_of, objective_index)(study)
+    return [
+        now.decide(record.source, record.target).score if math.isnan(record.score) else record.score
+        for record in records
+    ]
+
+
+def _pair_means(gains: pd.DataFrame) -> pd.DataFrame:
+    """One row for each pair, audit trials apart: means of predicted score and gain, and trials."""
+    return gains.groupby([*_PAIR, "audit"], as_index=False).agg(
+        predicted=("predicted", "mean"), gain=("gain", "mean"), trials=("gain", "size")
+    )
+
+
+def _correlation(gains: pd.DataFrame) -> str:
+    pairs = gains.groupby(_PAIR, as_index=False)[["predicted", "gain"]].mean()
+    over_all = pairs["predicted"].corr(pairs["gain"], method="spearman")
+    within = [
+        rows["predicted"].corr(rows["gain"], method="spearman")
+        for _, rows in pairs.groupby("target")
+        # Two points are always in perfect order or in its reverse.
+        if len(rows) > 2
+    ]
+    within = [value for value in within if not math.isnan(value)]
+    text = f"Spearman correlation over {len(pairs)} pairs: {_number(over_all)}"
+    if within:
+        text += f"; within targets: {_number(float(np.mean(within)))} (mean of {len(within)})"
+    return text
+
+
+def _steps(
+    study: optuna.Study, pair_of: PairParams, x: Horizontal
+) -> list[tuple[float, TrialRecord]]:
+    """List the finished trials with the pair in order, each with where it stands on the x axis."""
+    trials = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and pair_of.is_in(trial.params)
+    ]
+    if x == "trial":
+        at: list[float] = [trial.number for trial in trials]
+    else:
+        start = min(
+            (t.datetime_start for t in trials if t.datetime_start is not None), default=None
+        )
+
+        def since_start(trial: FrozenTrial) -> float:
+            if start is None or trial.datetime_complete is None:
+                return 0.0
+            return (trial.datetime_complete - start).total_seconds()
+
+        trials.sort(key=lambda trial: (since_start(trial), trial.number))
+        at = [since_start(trial) for trial in trials]
+    return list(zip(at, records_from_trials(study, trials, pair_of, None, None), strict=True))
+
+
+def _savings(
+    steps: Sequence[tuple[float, TrialRecord]],
+    *,
+    single_task_seconds: float,
+    attribution_seconds: float,
+    confidence: float,
+) -> pd.DataFrame:
+    """One row for each checkpoint of the search, the last of them its end.
+
+    Columns x, trials, seconds_spent, estimated_seconds_saved, estimated_low, estimated_high; the
+    estimates are NaN as long as trials were eliminated and none trained.
+    """
+    records = [record for _, record in steps]
+    rows = []
+    for count in np.unique(np.linspace(1, len(records), _CHECKPOINTS).round().astype(int)):
+        savings = estimate_savings(
+            records[:count],
+            single_task_seconds=single_task_seconds,
+            attribution_seconds=attribution_seconds,
+            confidence=confidence,
+        )
+        rows.append(
+            {
+                "x": steps[count - 1][0],
+                "trials": int(count),
+                "seconds_spent": savings.seconds_spent,
+                "estimated_seconds_saved": savings.estimated_seconds_saved,
+                "estimated_low": savings.estimated_seconds_saved_interval[0],
+                "estimated_high": savings.estimated_seconds_saved_interval[1],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _pairs(
+    study: optuna.Study,
+    rule: EliminationRule | LearningRule | None,
+    pair_of: PairParams,
+    objective_index: int | None,
+) -> pd.DataFrame:
+    """One row for each pair that was proposed.
+
+    Columns source, target, predicted (mean over its trials), trials, eliminated and audited (how
+    many of them), gain (mean over those that have one).
+    """
+    objective = check_objective(study, objective_index)
+    trials = study.get_trials(deepcopy=False)
+    records = _single_source(records_from_trials(study, trials, pair_of, None, objective))
+    rows = [
+        (str(r.source), str(r.target), score, r.outcome == "eliminated", r.audit)
+        for r, score in zip(
+            records, _predicted(study, records, rule, pair_of, objective_index), strict=True
+        )
+    ]
+    proposed = pd.DataFrame(rows, columns=[*_PAIR, "predicted", "eliminated", "audit"])
+    pairs = proposed.groupby(_PAIR, as_index=False).agg(
+        predicted=("predicted", "mean"),
+        trials=("eliminated", "size"),
+        eliminated=("eliminated", "sum"),
+        audited=("audit", "sum"),
+    )
+    gains, _ = _gains(study, None, pair_of, objective_index)
+    means = gains.astype({"gain": float}).groupby(_PAIR)["gain"].mean()
+    return pairs.join(means, on=_PAIR)
+
+
+def _number(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.2f}"
+
+
+def _pair_name(source: Any, target: str) -> str:
+    sources = " + ".join(map(str, source)) if isinstance(source, tuple) else source
+    return f"{sources} → {target}"
+
+
+def _gain_hover(row: dict[Any, Any]) -> str:
+    """Write a point's text: its pair, its trial and hyperparameters or how many trials it is of."""
+    lines = [_pair_name(row["source"], row["target"])]
+    if "trials" in row:
+        lines.append(f"mean of {row['trials']} trials")
+    else:
+        lines.append(f"trial {row['number']}")
+        lines += [f"{name} = {value}" for name, value in row["hyperparameters"].items()]
+    lines.append(f"predicted score {row['predicted']:.4g}, measured gain {row['gain']:.4g}")
+    return "<br>".join(lines)
+
+
+def _pair_hover(row: dict[Any, Any]) -> str:
+    lines = [
+        _pair_name(row["source"], row["target"]),
+        f"{row['trials']} trials: {row['eliminated']} eliminated, {row['audited']} audited",
+    ]
+    if not math.isnan(row["predicted"]):
+        lines.append(f"predicted score {row['predicted']:.4g}")
+    if not math.isnan(row["gain"]):
+        lines.append(f"mean measured gain {row['gain']:.4g}")
+    return "<br>".join(lines)

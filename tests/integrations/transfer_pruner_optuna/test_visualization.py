@@ -1,0 +1,518 @@
+"""Figures draw what was measured, name what is estimated, and never fail on an empty study."""
+
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+import sys
+from datetime import datetime, timedelta
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    LearningRule,
+    TransferPredictor,
+    TrialRecord,
+    estimate_savings,
+)
+from transfer_pruner.records import PairParams
+from transfer_pruner_optuna import gate, records_from_study, transfers_from_study
+from transfer_pruner_optuna.visualization import (
+    _correlation,
+    _gains,
+    _pair_means,
+    _pairs,
+    _savings,
+    _steps,
+    plot_gains,
+    plot_pairs,
+    plot_savings,
+)
+
+go = pytest.importorskip("plotly.graph_objects")
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPACE = {
+    "source": CategoricalDistribution([None, "a", "b", "c", "u"]),
+    "target": CategoricalDistribution(["t", "u"]),
+    "lr": CategoricalDistribution([0.1, 0.01]),
+}
+SCORES = {
+    ("a", "t"): 0.3,
+    ("b", "t"): 0.2,
+    ("c", "t"): 0.1,
+    ("u", "t"): -0.3,
+    ("a", "u"): -0.1,
+    ("b", "u"): 0.5,
+    ("c", "u"): 0.0,
+}
+KEPT = {("a", "t"), ("b", "t"), ("b", "u")}
+TRIALS: list[tuple[str | None, str, float, float | None]] = [
+    (None, "t", 0.1, 0.5),
+    (None, "t", 0.01, 0.4),
+    ("u", "u", 0.1, 0.6),
+    ("a", "t", 0.1, 0.6),
+    ("a", "t", 0.01, 0.6),
+    ("b", "t", 0.1, None),  # fails
+    ("u", "t", 0.1, None),  # eliminated
+    ("c", "t", 0.1, 0.45),  # eliminated, drawn for an audit
+    ("b", "u", 0.1, 0.7),
+    ("c", "u", 0.1, None),  # eliminated
+    ("a", "u", 0.1, None),  # eliminated
+    ("c", "u", 0.01, 0.5),  # eliminated, drawn for an audit; the baseline is of another lr
+    ("c", "t", 0.1, None),  # eliminated
+]
+ELIMINATED, AUDITED = [6, 9, 10, 12], [7, 11]
+PAIR_OF = PairParams()
+
+
+@pytest.fixture
+def rule() -> EliminationRule:
+    return EliminationRule(
+        {pair: Decision(pair not in KEPT, score, 0.5, "told so") for pair, score in SCORES.items()},
+        {},
+    )
+
+
+def search(rule: EliminationRule | None, **study_arguments: object) -> optuna.Study:
+    """Run TRIALS as a search, behind the gate if there is a rule."""
+
+    def objective(trial: optuna.Trial) -> float | tuple[float, float]:
+        for name, distribution in SPACE.items():
+            trial.suggest_categorical(name, distribution.choices)
+        value = TRIALS[trial.number][3]
+        if value is None:
+            raise RuntimeError("out of memory")
+        return (trial.number, value) if "directions" in study_arguments else value
+
+    study = optuna.create_study(**(study_arguments or {"direction": "maximize"}))
+    for source, target, lr, _ in TRIALS:
+        study.enqueue_trial({"source": source, "target": target, "lr": lr})
+    gated = gate(objective, rule, search_space=SPACE, audit_fraction=0.4) if rule else objective
+    study.optimize(gated, n_trials=len(TRIALS), catch=RuntimeError)
+    return study
+
+
+@pytest.fixture
+def study(rule: EliminationRule) -> optuna.Study:
+    study = search(rule)
+    records = records_from_study(study)
+    assert [r.number for r in records if r.outcome == "eliminated"] == ELIMINATED
+    assert [r.number for r in records if r.audit] == AUDITED
+    assert [r.number for r in records if r.outcome == "failed"] == [5]
+    return study
+
+
+def retold(study: optuna.Study, times: list[tuple[float, float]]) -> optuna.Study:
+    """Copy a study with other times of start and end, in seconds."""
+    day = datetime(2026, 1, 1)
+    copy = optuna.create_study(directions=study.directions)
+    for trial, (start, end) in zip(study.get_trials(), times, strict=True):
+        trial.datetime_start = day + timedelta(seconds=start)
+        trial.datetime_complete = day + timedelta(seconds=end)
+        copy.add_trial(trial)
+    return copy
+
+
+def one_after_the_other(study: optuna.Study) -> optuna.Study:
+    """Ten seconds for each trial that ran, one for each that was eliminated."""
+    seconds = [1 if number in ELIMINATED else 10 for number in range(len(TRIALS))]
+    ends = np.cumsum(seconds).tolist()
+    return retold(study, [(e - s, e) for s, e in zip(seconds, ends, strict=True)])
+
+
+def traces(figure: go.Figure) -> dict[str, go.Scatter]:
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def note(figure: go.Figure) -> str:
+    [annotation] = figure.layout.annotations
+    return annotation.text.replace("<br>", " ")
+
+
+# What was predicted and what was measured.
+
+
+def test_gains_are_told_trial_by_trial_with_what_was_predicted(study: optuna.Study) -> None:
+    table, why_not = _gains(study, None, PAIR_OF, None)
+    assert why_not == ""
+    expected = [
+        (3, "a", "t", 0.3, 0.1, False, {"lr": 0.1}),
+        (4, "a", "t", 0.3, 0.2, False, {"lr": 0.01}),
+        (7, "c", "t", 0.1, -0.05, True, {"lr": 0.1}),
+        (8, "b", "u", 0.5, 0.1, False, {"lr": 0.1}),
+        (11, "c", "u", 0.0, -0.1, True, {"lr": 0.01}),
+    ]
+    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, columns=table.columns))
+
+
+def test_every_trial_with_a_gain_is_a_point_and_audit_trials_are_marked_otherwise(
+    study: optuna.Study,
+) -> None:
+    figure = plot_gains(study)
+    assert isinstance(figure, go.Figure)
+    kept, audited = figure.data
+    assert kept.x == (0.3, 0.3, 0.5)
+    assert kept.y == pytest.approx((0.1, 0.2, 0.1))
+    assert audited.name == "eliminated, audit trial"
+    assert audited.x == (0.1, 0.0)
+    assert audited.y == pytest.approx((-0.05, -0.1))
+    assert kept.marker.symbol != audited.marker.symbol
+    assert kept.text[1] == (
+        "a → t<br>trial 4<br>lr = 0.01<br>predicted score 0.3, measured gain 0.2"
+    )
+    [zero] = figure.layout.shapes
+    assert (zero.y0, zero.y1) == (0, 0)
+    # Ranks 1, 2, 3, 4 of c -> u, c -> t, a -> t, b -> u by score and 1, 2, 4, 3 by mean gain.
+    assert figure.layout.title.subtitle.text == "Spearman correlation over 4 pairs: 0.80"
+
+
+def test_a_point_a_pair_is_the_mean_of_its_trials(study: optuna.Study) -> None:
+    means = _pair_means(_gains(study, None, PAIR_OF, None)[0])
+    by_pair = {(row.source, row.target): row for row in means.itertuples()}
+    assert by_pair["a", "t"].gain == pytest.approx(0.15)
+    assert by_pair["a", "t"].trials == 2
+    kept, audited = plot_gains(study, per_pair=True).data
+    assert dict(zip(kept.x, kept.y, strict=True)) == pytest.approx({0.3: 0.15, 0.5: 0.1})
+    assert len(audited.x) == 2
+    assert kept.text[0].startswith("a → t<br>mean of 2 trials<br>")
+
+
+def test_a_pair_that_was_audited_and_later_kept_has_a_point_for_each() -> None:
+    gains = pd.DataFrame(
+        {
+            "source": ["a", "a", "a"],
+            "target": ["t", "t", "t"],
+            "predicted": [0.1, 0.2, 0.4],
+            "gain": [0.5, 0.1, 0.3],
+            "audit": [True, False, False],
+        }
+    )
+    means = _pair_means(gains).set_index("audit")
+    assert means.loc[True, "gain"] == 0.5
+    assert means.loc[False, "gain"] == pytest.approx(0.2)
+    assert means.loc[False, "predicted"] == pytest.approx(0.3)
+
+
+def test_the_correlation_within_targets_ignores_what_scores_of_two_targets_say() -> None:
+    # Perfect order within each target; across targets the scores mislead.
+    gains = pd.DataFrame(
+        {
+            "source": ["a", "b", "c"] * 2 + ["a"],
+            "target": ["t"] * 3 + ["u"] * 3 + ["v"],
+            "predicted": [1.0, 2.0, 3.0, 11.0, 12.0, 13.0, 2.5],
+            "gain": [0.4, 0.5, 0.6, 0.1, 0.2, 0.3, 0.35],
+        }
+    )
+    # By score they rank 1, 2, 4, 5, 6, 7 and 3, by gain 5, 6, 7, 1, 2, 3 and 4.
+    rho = 1 - 6 * (16 + 16 + 9 + 16 + 16 + 16 + 1) / (7 * 48)
+    assert _correlation(gains) == (
+        f"Spearman correlation over 7 pairs: {rho:.2f}; within targets: 1.00 (mean of 2)"
+    )
+    assert _correlation(gains[:1]) == "Spearman correlation over 1 pairs: not defined"
+
+
+def test_in_a_study_that_minimizes_a_positive_gain_is_an_improvement(
+    rule: EliminationRule,
+) -> None:
+    kept, audited = plot_gains(search(rule, direction="minimize")).data
+    assert kept.y == pytest.approx((-0.1, -0.2, -0.1))
+    assert audited.y == pytest.approx((0.05, 0.1))
+
+
+def test_trials_that_no_adapter_marked_are_scored_by_the_rule(
+    rule: EliminationRule, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = search(None)
+    assert "pass rule=" in note(plot_gains(plain))
+    kept, audited = plot_gains(plain, rule).data
+    assert kept.x == (0.3, 0.3, 0.1, 0.5, 0.0)
+    assert audited.x == ()
+    # Half of a study from before the gate: those without a score are told of, not drawn.
+    caplog.clear()
+    half = search(rule)
+    for trial in plain.get_trials():
+        half.add_trial(trial)
+    assert sum(len(trace.x) for trace in plot_gains(half).data) == 5
+    assert "5 of 10 trials have no predicted score" in caplog.text
+    assert sum(len(trace.x) for trace in plot_gains(half, rule).data) == 10
+
+
+def test_a_learning_rule_scores_by_what_it_has_learnt_from_the_study() -> None:
+    study = search(None)
+    pairs = pd.DataFrame(list(SCORES), columns=["source", "target"])
+    learning = LearningRule(TransferPredictor(), refit_every=4, min_targets=1, pairs=pairs)
+    table, _ = _gains(study, learning, PAIR_OF, None)
+    # Eight complete trials are a whole multiple of four: it has learnt from all of them.
+    taught = learning.refitted(transfers_from_study(study))
+    expected = [taught.decide(row.source, row.target).score for row in table.itertuples()]
+    np.testing.assert_equal(table["predicted"].tolist(), expected)
+    assert np.isfinite(expected).any()
+
+
+# What was saved.
+
+
+def test_savings_add_up_by_hand(study: optuna.Study) -> None:
+    steps = _steps(one_after_the_other(study), PAIR_OF, "trial")
+    assert [at for at, _ in steps] == list(range(13))
+    table = _savings(steps, single_task_seconds=0, attribution_seconds=0, confidence=0.9)
+    # Fewer trials than checkpoints: every trial is one.
+    assert table["trials"].tolist() == list(range(1, 14))
+    eliminated = np.array([sum(n <= at for n in ELIMINATED) for at in range(13)])
+    ran = np.arange(1, 14) - eliminated
+    np.testing.assert_allclose(table["seconds_spent"], 10 * ran + eliminated)
+    # Every trial that ran took ten seconds, and deciding one: nine saved, and no doubt about it.
+    for column in ("estimated_seconds_saved", "estimated_low", "estimated_high"):
+        np.testing.assert_allclose(table[column], 9 * eliminated, atol=1e-9)
+
+
+def test_spent_saved_and_its_interval_are_drawn_and_eliminated_trials_marked(
+    study: optuna.Study,
+) -> None:
+    figure = plot_savings(
+        one_after_the_other(study), single_task_seconds=100, attribution_seconds=5, confidence=0.8
+    )
+    by_name = traces(figure)
+    assert list(by_name) == [
+        "80% interval of the estimate",
+        "seconds spent (measured)",
+        "estimated seconds saved",
+        "eliminated trials",
+    ]
+    assert by_name["seconds spent (measured)"].y[-1] == pytest.approx(105 + 90 + 4)
+    assert by_name["estimated seconds saved"].y[0] == pytest.approx(-5)
+    assert by_name["estimated seconds saved"].y[-1] == pytest.approx(36 - 5)
+    rug = by_name["eliminated trials"]
+    assert list(rug.x) == ELIMINATED
+    assert rug.text[0] == "u → t"
+    high, low = figure.data[:2]
+    assert low.fill == "tonexty"
+    assert all(a <= b for a, b in zip(low.y, high.y, strict=True))
+
+
+def test_over_seconds_trials_stand_in_the_order_in_which_they_finished(
+    study: optuna.Study,
+) -> None:
+    # The first trial starts at 2 and outlasts all others, as on another worker.
+    times = [(2.0, 100.0)] + [(3.0 + n, 4.0 + n) for n in range(1, 13)]
+    steps = _steps(retold(study, times), PAIR_OF, "seconds")
+    assert [record.number for _, record in steps] == [*range(1, 13), 0]
+    assert [at for at, _ in steps] == [*(2.0 + n for n in range(1, 13)), 98.0]
+    figure = plot_savings(retold(study, times), x="seconds")
+    assert traces(figure)["eliminated trials"].x == (8.0, 11.0, 12.0, 14.0)
+    assert traces(figure)["seconds spent (measured)"].y[-1] == pytest.approx(98 + 12)
+
+
+def test_before_anything_trained_the_estimate_is_left_open() -> None:
+    records = [
+        TrialRecord(0, "a", "t", "eliminated", 1.0),
+        TrialRecord(1, "b", "t", "trained", 10.0),
+    ]
+    table = _savings(
+        list(enumerate(records)), single_task_seconds=0, attribution_seconds=0, confidence=0.9
+    )
+    assert math.isnan(table["estimated_seconds_saved"][0])
+    assert table["seconds_spent"].tolist() == [1.0, 11.0]
+    assert table["estimated_seconds_saved"][1] == pytest.approx(9.0)
+
+
+RECORDS = st.lists(
+    st.builds(
+        TrialRecord,
+        number=st.integers(0, 10**6),
+        source=st.sampled_from([None, "a", "b"]),
+        target=st.just("t"),
+        outcome=st.sampled_from(["trained", "eliminated", "failed"]),
+        seconds=st.floats(0, 1e4),
+        hyperparameters=st.fixed_dictionaries({"lr": st.sampled_from([0.1, 0.01])}),
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(RECORDS)
+def test_the_last_checkpoint_is_the_estimate_of_the_whole_search(
+    records: list[TrialRecord],
+) -> None:
+    table = _savings(
+        list(enumerate(records)), single_task_seconds=3, attribution_seconds=2, confidence=0.9
+    )
+    whole = estimate_savings(records, single_task_seconds=3, attribution_seconds=2)
+    last = table.iloc[-1]
+    assert last["trials"] == len(records)
+    assert len(table) == min(len(records), 50)
+    assert table["seconds_spent"].is_monotonic_increasing
+    np.testing.assert_equal(
+        [last["estimated_seconds_saved"], last["estimated_low"], last["estimated_high"]],
+        [whole.estimated_seconds_saved, *whole.estimated_seconds_saved_interval],
+    )
+
+
+def test_an_axis_that_is_not_there_is_refused(study: optuna.Study) -> None:
+    with pytest.raises(ValueError, match="x must be 'trial' or 'seconds' but got 'epoch'"):
+        plot_savings(study, x="epoch")  # type: ignore[arg-type]
+
+
+# Which pairs.
+
+
+def test_a_pair_is_told_with_its_trials_eliminations_and_mean_gain(study: optuna.Study) -> None:
+    table = _pairs(study, None, PAIR_OF, None).set_index(["source", "target"])
+    expected = pd.DataFrame(
+        [
+            ("a", "t", 0.3, 2, 0, 0, 0.15),
+            ("a", "u", -0.1, 1, 1, 0, math.nan),
+            ("b", "t", 0.2, 1, 0, 0, math.nan),
+            ("b", "u", 0.5, 1, 0, 0, 0.1),
+            ("c", "t", 0.1, 2, 1, 1, -0.05),
+            ("c", "u", 0.0, 2, 1, 1, -0.1),
+            ("u", "t", -0.3, 1, 1, 0, math.nan),
+        ],
+        columns=["source", "target", "predicted", "trials", "eliminated", "audited", "gain"],
+    ).set_index(["source", "target"])
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+
+
+def test_the_heat_map_is_blank_where_nothing_ran_and_marks_what_was_eliminated(
+    study: optuna.Study,
+) -> None:
+    by_name = traces(plot_pairs(study))
+    heat = by_name["mean measured gain"]
+    # Sources by their mean gain: a 0.15, b 0.1, c -0.075, and u without any.
+    assert list(heat.y) == ["a", "b", "c", "u"]
+    assert list(heat.x) == ["t", "u"]
+    np.testing.assert_allclose(
+        heat.z,
+        [[0.15, math.nan], [math.nan, 0.1], [-0.05, -0.1], [math.nan, math.nan]],
+    )
+    assert (heat.zmin, heat.zmax) == pytest.approx((-0.15, 0.15))
+    assert heat.text[2][1] == (
+        "c → u<br>2 trials: 1 eliminated, 1 audited<br>predicted score 0<br>mean measured gain -0.1"
+    )
+    assert heat.text[3][1] == ""  # u -> u was never proposed as a pair: it is the baseline
+    crosses = by_name["eliminated"]
+    assert set(zip(crosses.y, crosses.x, strict=True)) == {
+        ("c", "t"), ("c", "u"), ("a", "u"), ("u", "t"),
+    }  # fmt: skip
+    assert "predicted score -0.1" in crosses.text[list(crosses.y).index("a")]
+    dots = by_name["ran, no gain measured"]
+    assert list(zip(dots.y, dots.x, strict=True)) == [("b", "t")]
+
+
+def test_without_baseline_trials_pairs_are_marked_and_no_gain_is_drawn(
+    rule: EliminationRule, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"source": "a", "target": "t"})
+    study.enqueue_trial({"source": "c", "target": "t"})
+    space = {name: SPACE[name] for name in ("source", "target")}
+    study.optimize(gate(lambda trial: 0.5, rule, search_space=space), n_trials=2)
+    by_name = traces(plot_pairs(study))
+    assert "No pair has a measured gain" in caplog.text
+    assert "mean measured gain" not in by_name
+    assert by_name["eliminated"].y == ("c",)
+    assert by_name["ran, no gain measured"].y == ("a",)
+    assert "Run baseline trials" in note(plot_gains(study))
+
+
+# Any study.
+
+
+def test_names_of_parameters_a_fixed_target_and_joint_trials() -> None:
+    study = optuna.create_study(direction="maximize")
+    choices = CategoricalDistribution(["none", "a", "b", "t"])
+    for first, second, value in (("t", "t", 0.5), ("a", "t", 0.6), ("a", "b", 0.9)):
+        params = {"from": first, "and": second}
+        study.add_trial(
+            create_trial(params=params, distributions=dict.fromkeys(params, choices), value=value)
+        )
+    rule = EliminationRule({(s, "t"): Decision(False, 1.0, 0.5, "") for s in "ab"}, {})
+    names = {"source_param": ["from", "and"], "target": "t"}
+    kept, _ = plot_gains(study, rule, **names).data
+    assert kept.y == pytest.approx((0.1,))
+    assert traces(plot_pairs(study, rule, **names))["mean measured gain"].y == ("a",)
+    assert len(traces(plot_savings(study, **names))["seconds spent (measured)"].x) == 3
+
+
+def test_of_several_objectives_one_is_chosen(rule: EliminationRule) -> None:
+    study = search(rule, directions=["minimize", "maximize"])
+    for plot in (plot_gains, plot_pairs):
+        with pytest.raises(ValueError, match="objective_index must be from 0 to 1"):
+            plot(study)
+    kept, _ = plot_gains(study, objective_index=1).data
+    assert kept.y == pytest.approx((0.1, 0.2, 0.1))
+    heat = traces(plot_pairs(study, objective_index=1))["mean measured gain"]
+    assert heat.z[0][0] == pytest.approx(0.15)
+    assert len(traces(plot_savings(study))["eliminated trials"].x) == len(ELIMINATED)
+
+
+@pytest.mark.parametrize("plot", [plot_gains, plot_savings, plot_pairs])
+@pytest.mark.parametrize("trials", ["none", "running", "without the pair"])
+def test_a_study_with_nothing_to_show_gives_an_empty_figure_as_in_optuna(
+    plot: object, trials: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = optuna.create_study()
+    if trials == "running":
+        study.ask(SPACE)
+    elif trials == "without the pair":
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    if trials == "none":
+        assert optuna.visualization.plot_slice(study).data == ()
+    caplog.clear()
+    figure = plot(study)  # type: ignore[operator]
+    assert figure.data == ()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert note(figure) == record.getMessage()
+
+
+def test_trials_that_a_pruner_stopped_have_run_and_have_no_gain(study: optuna.Study) -> None:
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            params={"source": "a", "target": "u", "lr": 0.1},
+            distributions=SPACE,
+            intermediate_values={0: 0.99},
+        )
+    )
+    assert len(_gains(study, None, PAIR_OF, None)[0]) == 5
+    dots = traces(plot_pairs(study))["ran, no gain measured"]
+    assert ("a", "u") in zip(dots.y, dots.x, strict=True)
+
+
+def test_figures_survive_json(study: optuna.Study) -> None:
+    for figure in (plot_gains(study), plot_savings(study), plot_pairs(study)):
+        assert len(go.Figure(figure.to_plotly_json()).data) == len(figure.data)
+        assert "NaN" not in figure.to_json()
+
+
+def test_plotly_is_loaded_only_to_draw_and_missed_with_advice() -> None:
+    code = """
+import sys
+import transfer_pruner_optuna.visualization as v
+assert not {"plotly", "torch"} & set(sys.modules)
+sys.modules["plotly"] = None  # as if it were not installed
+import optuna
+for plot in (v.plot_gains, v.plot_savings, v.plot_pairs):
+    try:
+        plot(optuna.create_study())
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("pip install 'transfer-pruner[plot]'" in line for line in lines)
