@@ -1,19 +1,43 @@
-"""transfer_pruner on Ray: embedding tasks on a cluster."""
+"""transfer_pruner on Ray: embedding tasks on a cluster, and searches that eliminate pairs."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transfer_pruner_ray.embedding import embed_many
+    from transfer_pruner_ray.generator import TransferVariantGenerator
+    from transfer_pruner_ray.records import records_from_results, transfers_from_results
+    from transfer_pruner_ray.scheduler import TransferScheduler
+    from transfer_pruner_ray.searcher import TransferSearcher
+    from transfer_pruner_ray.space import eliminated_pairs, filter_param_space
 
-__all__ = ["embed_many"]
+__all__ = [
+    "TransferScheduler",
+    "TransferSearcher",
+    "TransferVariantGenerator",
+    "eliminated_pairs",
+    "embed_many",
+    "filter_param_space",
+    "records_from_results",
+    "transfers_from_results",
+]
+
+# On first use: embedding needs torch and transformers, which a driver that only searches does not
+# load, and reading an experiment needs no ray.
+_HOMES = {
+    "embedding": ("embed_many",),
+    "generator": ("TransferVariantGenerator",),
+    "records": ("records_from_results", "transfers_from_results"),
+    "scheduler": ("TransferScheduler",),
+    "searcher": ("TransferSearcher",),
+    "space": ("eliminated_pairs", "filter_param_space"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Embedding needs torch and transformers, which a driver that only searches does not load.
-    if name == "embed_many":
-        from transfer_pruner_ray.embedding import embed_many
-
-        return embed_many
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -1,0 +1,339 @@
+"""A search algorithm of Tune's that is asked again until its pair is kept.
+
+What it must satisfy: the algorithm hears of every trial under the name it gave it, of a rejected
+one that it failed, and of no other difference; any number of Tune's wrappers may stand outside and
+inside; and what is counted and learnt is in Tune's checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray.tune.result import TIME_TOTAL_S
+from ray.tune.search import Searcher
+from ray.tune.search.sample import Domain
+from ray.tune.utils import flatten_dict
+
+from transfer_pruner.embedding import TransferPrunerWarning, write_atomically
+from transfer_pruner.learning import LearningRule
+from transfer_pruner.records import PairParams, TrialRecord, plain_source
+from transfer_pruner.rule import EliminationRule
+from transfer_pruner.transfers import transfers_from_records
+from transfer_pruner_ray.space import Pair, PairSieve
+
+_STATE_SUFFIX = ".transfer.json"
+_TIMES = 5
+
+
+class TransferSearcher(Searcher):
+    """Ask a search algorithm again until it suggests a pair that the rule keeps.
+
+    For OptunaSearch, HyperOptSearch, TuneBOHB and kin, inside or outside a ConcurrencyLimiter, and
+    inside a Repeater. All of ``num_samples`` trials are trials that run. The algorithm is told that
+    a rejected trial failed, so its model rests on measured trials only; from the fifth time on that
+    one pair comes in a row of rejected ones, that it was as bad as the worst trial so far.
+
+    Parameters
+    ----------
+    searcher : ray.tune.search.Searcher
+    rule : EliminationRule or LearningRule
+        A LearningRule learns from the metric and mode of the search, whenever ``refit_every`` more
+        trials have finished. Trials that a scheduler stopped early count with their last value:
+        where there is such a scheduler, give the LearningRule to `TransferScheduler`.
+    source_param, target_param, target
+        As for `filter_param_space`: ``a/b`` where a parameter is nested.
+    audit_fraction : float in [0, 1]
+        Share of the eliminated pairs that are kept all the same, at random, to measure what
+        elimination misses. Drawn from the pair.
+    max_resamples : int
+        The search ends, with a warning, when so many suggestions in a row were rejected.
+
+    Attributes
+    ----------
+    searcher : ray.tune.search.Searcher
+
+    Raises
+    ------
+    ValueError
+        If `searcher` is no Searcher, `audit_fraction` no share, or `max_resamples` below 1.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        rule: EliminationRule | LearningRule,
+        *,
+        source_param: str | Sequence[str] = "source",
+        target_param: str = "target",
+        target: str | None = None,
+        audit_fraction: float = 0.0,
+        max_resamples: int = 1000,
+    ) -> None:
+        if not isinstance(searcher, Searcher):
+            raise ValueError(
+                f"searcher must be one of Tune's search algorithms but got {searcher!r}. For grid "
+                "and random search use TransferVariantGenerator or filter_param_space."
+            )
+        if max_resamples < 1:
+            raise ValueError(f"max_resamples must be at least 1 but got {max_resamples}.")
+        # Tune finds the inner searcher by this name, to save it.
+        self.searcher: Any = searcher
+        super().__init__(metric=searcher.metric, mode=searcher.mode)
+        pair_of = PairParams(source_param, target_param, target)
+        self._learner = _Learner(rule, pair_of) if isinstance(rule, LearningRule) else None
+        first = rule.refitted() if isinstance(rule, LearningRule) else rule
+        self._sieve = PairSieve(first, pair_of, audit_fraction)
+        self._max_resamples = max_resamples
+        # The pair's parameters that do not vary, which search algorithms leave out.
+        self._constants: dict[str, Any] = {}
+        self._inner_ids: dict[str, str] = {}
+        self._worst: float | None = None
+
+    @property
+    def metric(self) -> Any:
+        """The metric of the inner searcher, else of the Tuner."""
+        return self.searcher.metric or self._metric
+
+    @property
+    def mode(self) -> Any:
+        """The mode of the inner searcher, else of the Tuner."""
+        return self.searcher.mode or self._mode
+
+    @property
+    def eliminated_pairs(self) -> dict[Pair, int]:
+        """How many suggestions of each eliminated pair were rejected so far."""
+        return dict(self._sieve.eliminated)
+
+    @property
+    def rejected(self) -> int:
+        """How many suggestions were rejected so far."""
+        return self._sieve.eliminated.total()
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Pass the Tuner's metric, mode and space on, and remember constants of the pair."""
+        flat = flatten_dict(config)
+        self._constants = {
+            name: flat[name]
+            for name in self._sieve.pair_of.params
+            if name in flat and not isinstance(flat[name], Domain)
+        }
+        self._metric, self._mode = metric or self._metric, mode or self._mode
+        accepted: bool = self.searcher.set_search_properties(metric, mode, config, **spec)
+        return accepted
+
+    def suggest(self, trial_id: str) -> Any:
+        """Suggest a configuration whose pair is kept."""
+        if self._learner is not None:
+            self._sieve.rule = self._learner.rule_of_now(self.metric, self.mode)
+        times: Counter[Pair] = Counter()
+        for n in range(self._max_resamples):
+            # Some searchers answer the same trial's id with the same suggestion.
+            inner_id = f"{trial_id}-{n}" if n else trial_id
+            suggested = self.searcher.suggest(inner_id)
+            if not isinstance(suggested, dict):
+                # Finished, or no slot.
+                return suggested
+            config = self._constants | flatten_dict(suggested)
+            pair = self._sieve.rejected(config)
+            if pair is None:
+                self._inner_ids[trial_id] = inner_id
+                if self._learner is not None:
+                    self._learner.running[trial_id] = config
+                return suggested
+            times[pair] += 1
+            self._reject(inner_id, times[pair])
+        warnings.warn(
+            f"the search ends: the last {self._max_resamples} pairs that "
+            f"{type(self.searcher).__name__} suggested are all eliminated. Keep more pairs, or "
+            "raise max_resamples=.",
+            TransferPrunerWarning,
+            stacklevel=2,
+        )
+        # None would make Tune wait for minutes.
+        return Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell the inner searcher."""
+        self.searcher.on_trial_result(self._inner_id(trial_id), result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the inner searcher, and learn."""
+        self.searcher.on_trial_complete(self._inner_id(trial_id), result=result, error=error)
+        value = _value(None if error else result, self.metric)
+        if math.isfinite(value):
+            worse = min if self.mode == "max" else max
+            self._worst = value if self._worst is None else worse(self._worst, value)
+        if self._learner is not None:
+            self._learner.finish(trial_id, value, result)
+
+    def on_pause(self, trial_id: str) -> None:
+        """Tell the inner searcher; for HyperBandForBOHB."""
+        self.searcher.on_pause(self._inner_id(trial_id))
+
+    def on_unpause(self, trial_id: str) -> None:
+        """Tell the inner searcher; for HyperBandForBOHB."""
+        self.searcher.on_unpause(self._inner_id(trial_id))
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tell the inner searcher; say whether it limits the trials at a time itself."""
+        limits: bool = self.searcher.set_max_concurrency(max_concurrent)
+        return limits
+
+    def add_evaluated_point(
+        self,
+        parameters: dict[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """Pass a measured configuration on, whether or not its pair is kept."""
+        self.searcher.add_evaluated_point(parameters, value, error, pruned, intermediate_values)
+
+    def get_state(self) -> dict[str, Any]:
+        """Take what Tune saves beside the inner searcher: plain data, without the rule."""
+        return {
+            "constants": self._constants,
+            "inner_ids": dict(self._inner_ids),
+            "metric": self._metric,
+            "mode": self._mode,
+            "worst": self._worst,
+            "eliminated": self._sieve.get_state(),
+            "learner": self._learner.get_state() if self._learner is not None else None,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `get_state` gave."""
+        self._constants = dict(state["constants"])
+        self._inner_ids = dict(state["inner_ids"])
+        self._metric, self._mode = state["metric"], state["mode"]
+        self._worst = state["worst"]
+        self._sieve.set_state(state["eliminated"])
+        if self._learner is not None and state["learner"] is not None:
+            self._learner.set_state(state["learner"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save the inner searcher, as its own ``save`` would, and our state as JSON beside it."""
+        self.searcher.save(checkpoint_path)
+        state = json.dumps(self.get_state(), default=str).encode()
+        write_atomically(Path(f"{checkpoint_path}{_STATE_SUFFIX}"), state)
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore what `save` wrote, or an inner searcher that was saved on its own."""
+        self.searcher.restore(checkpoint_path)
+        ours = Path(f"{checkpoint_path}{_STATE_SUFFIX}")
+        if ours.exists():
+            self.set_state(json.loads(ours.read_bytes()))
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Save into a folder from which ``restore_from_dir`` reads."""
+        self.save(os.path.join(checkpoint_dir, self.CKPT_FILE_TMPL.format(session_str)))
+
+    def _reject(self, inner_id: str, times: int) -> None:
+        """Close a suggestion; `times` is how often its pair came in a row.
+
+        As a failed trial, which leaves no trace in the searcher's model. A pruned or bad one would
+        tell a model like TPE's that the other parameters were at fault too. But a model that learns
+        from values alone may ask for the same pair for ever, as Optuna's GPSampler does: after some
+        times it is told the worst value measured so far.
+        """
+        if times < _TIMES or self._worst is None:
+            self.searcher.on_trial_complete(inner_id, error=True)
+        else:
+            self.searcher.on_trial_complete(inner_id, result={self.metric: self._worst})
+
+    def _inner_id(self, trial_id: str) -> str:
+        return self._inner_ids.get(trial_id, trial_id)
+
+
+class _Learner:
+    """What a LearningRule has learnt: a function of the finished trials, in their order."""
+
+    def __init__(self, rule: LearningRule, pair_of: PairParams) -> None:
+        self._rule = rule
+        self._pair_of = pair_of
+        self._records: list[TrialRecord] = []
+        self._learnt: tuple[int, EliminationRule] = 0, rule.refitted()
+        self._warned = False
+        self.running: dict[str, Mapping[str, Any]] = {}
+
+    def finish(self, trial_id: str, value: float, result: Mapping[str, Any] | None) -> None:
+        config = self.running.pop(trial_id, None)
+        if config is None or not math.isfinite(value) or not self._pair_of.is_in(config):
+            return
+        source, target = self._pair_of(config)
+        # As they come back from a checkpoint: trials are matched by hyperparameters.
+        settings = json.loads(json.dumps(self._pair_of.hyperparameters(config), default=str))
+        self._records.append(
+            TrialRecord(
+                number=len(self._records),
+                source=plain_source(source, target),
+                target=target,
+                outcome="trained",
+                seconds=_value(result, TIME_TOTAL_S, 0.0),
+                value=value,
+                hyperparameters=settings,
+            )
+        )
+
+    def rule_of_now(self, metric: Any, mode: Any) -> EliminationRule:
+        if not isinstance(metric, str) or mode not in ("max", "min"):
+            raise ValueError(
+                f"a LearningRule needs one score to learn from, but metric is {metric!r} and mode "
+                f"is {mode!r}: pass both to TuneConfig or to the search algorithm."
+            )
+        n = len(self._records) // self._rule.refit_every * self._rule.refit_every
+        if n != self._learnt[0]:
+            self._learnt = n, self._refitted(self._records[:n], maximize=mode == "max")
+        return self._learnt[1]
+
+    def _refitted(self, records: list[TrialRecord], maximize: bool) -> EliminationRule:
+        try:
+            return self._rule.refitted(transfers_from_records(records, maximize=maximize))
+        except ValueError as error:
+            # Fail open, but not in silence: mostly, the search has no baseline trials.
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the rule has learnt nothing from {len(records)} finished trials yet and goes "
+                    f"on by attributions: {error}",
+                    TransferPrunerWarning,
+                    stacklevel=4,
+                )
+            return self._rule.refitted()
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "running": dict(self.running),
+            "records": [asdict(record) for record in self._records],
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.running = dict(state["running"])
+        self._records = [
+            TrialRecord(**{**record, "source": _source(record["source"])})
+            for record in state["records"]
+        ]
+        self._learnt = 0, self._rule.refitted()
+
+
+def _value(result: Mapping[str, Any] | None, name: Any, otherwise: float = math.nan) -> float:
+    """Read one number of a result; several metrics have none."""
+    value = result.get(name) if result and isinstance(name, str) else None
+    return otherwise if value is None else float(value)
+
+
+def _source(source: Any) -> Any:
+    return tuple(source) if isinstance(source, list) else source

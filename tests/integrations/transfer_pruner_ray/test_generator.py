@@ -1,0 +1,219 @@
+"""Tune's own grid and random search passes over eliminated trials, and is otherwise the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0"
+
+import ray
+from ray import tune
+from ray.tune.experiment import Experiment
+from ray.tune.search import BasicVariantGenerator
+
+from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
+from transfer_pruner.audit import is_audited
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner_ray.generator import TransferVariantGenerator
+
+TASKS = ["a", "b", "c"]
+PAIRS = list(ordered_pairs(TASKS).itertuples(index=False, name=None))
+ONLY_A_HELPS = EliminationRule({(s, t): Decision(s != "a", 0.5, 0.5, "") for s, t in PAIRS}, {})
+SPACE = {
+    "source": tune.grid_search([None, *TASKS]),
+    "target": tune.grid_search(TASKS),
+    "seed": tune.grid_search([1, 2]),
+    "lr": tune.uniform(0, 1),
+}
+
+
+def train_pair() -> Callable[[dict[str, Any]], None]:
+    """Make the trainable anew, so that workers get it whole: they cannot import this module."""
+
+    def train_pair(config: dict[str, Any]) -> None:
+        tune.report({"score": 0.0})
+
+    return train_pair
+
+
+def made_by(
+    generator: BasicVariantGenerator, space: dict[str, Any], samples: int = 1
+) -> list[dict[str, Any]]:
+    """Let a generator make all of its trials, and finish each."""
+    generator.add_configurations(
+        [Experiment("made", run=train_pair(), config=space, num_samples=samples)]
+    )
+    made = []
+    while not generator.is_finished():
+        trial = generator.next_trial()
+        if trial is not None:
+            made.append({"id": trial.trial_id.split("_")[1], **trial.config})
+            generator.on_trial_complete(trial.trial_id)
+    return made
+
+
+def keeps(config: dict[str, Any], fraction: float = 0.0) -> bool:
+    source, target = config["source"], config["target"]
+    eliminated = ONLY_A_HELPS.decide(source, target).eliminated
+    return not eliminated or is_audited(fraction, source, target)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("max_concurrent", [0, 1])
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_trials_are_those_of_tune_without_the_eliminated_ones(
+    fraction: float, max_concurrent: int, constant: bool
+) -> None:
+    settings: Any = {
+        "random_state": 3,
+        "max_concurrent": max_concurrent,
+        "constant_grid_search": constant,
+        "points_to_evaluate": [{"source": "b", "target": "a"}, {"source": "a", "seed": 1}],
+    }
+    tunes = made_by(BasicVariantGenerator(**settings), SPACE, samples=4)
+    generator = TransferVariantGenerator(ONLY_A_HELPS, audit_fraction=fraction, **settings)
+    ours = made_by(generator, SPACE, samples=4)
+    assert ours == [config for config in tunes if keeps(config, fraction)]
+    gone = Counter((c["source"], c["target"]) for c in tunes if not keeps(c, fraction))
+    assert generator.eliminated_pairs == gone
+
+
+def test_a_space_that_cannot_be_filtered_is_searched_all_the_same() -> None:
+    # Source and target in grids of their own.
+    space = {
+        "start": tune.grid_search([{"source": "a"}, {"source": "b", "freeze": True}]),
+        "target": tune.grid_search(TASKS),
+    }
+    generator = TransferVariantGenerator(ONLY_A_HELPS, source_param="start/source")
+    pairs = [(c["start"]["source"], c["target"]) for c in made_by(generator, space)]
+    assert pairs == [("a", "a"), ("a", "b"), ("b", "b"), ("a", "c")]
+
+
+def test_a_trial_without_the_pair_is_kept_with_one_warning() -> None:
+    generator = TransferVariantGenerator(ONLY_A_HELPS, source_param="from")
+    with pytest.warns(TransferPrunerWarning, match="without 'from' and 'target' is kept") as caught:
+        assert len(made_by(generator, SPACE)) == 24
+    assert len(caught) == 1
+
+
+def test_a_rule_that_learns_is_refused() -> None:
+    rule = LearningRule(TransferPredictor(), pairs=ordered_pairs(TASKS))
+    with pytest.raises(ValueError, match="TransferScheduler"):
+        TransferVariantGenerator(rule)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_run_takes_as_many_slots_as_there_are_kept_trials(cluster: None, tmp_path: Path) -> None:
+    generator = TransferVariantGenerator(ONLY_A_HELPS, max_concurrent=1)
+    results = tune.Tuner(
+        train_pair(),
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(search_alg=generator, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert not results.errors
+    pairs = Counter((r.metrics["config"]["source"], r.metrics["config"]["target"]) for r in results)
+    kept = [(s, t) for s in [None, *TASKS] for t in TASKS if keeps({"source": s, "target": t})]
+    assert pairs == dict.fromkeys(kept, 2)
+
+
+DRIVER = """
+import json, sys, time
+import ray
+from ray import tune
+from transfer_pruner.rule import EliminationRule
+from transfer_pruner_ray.generator import TransferVariantGenerator
+
+folder, resume = sys.argv[1], len(sys.argv) > 2
+
+def train_pair(config):
+    time.sleep(0.5)
+    tune.report({"score": 0.0})
+    with open(f"{folder}/trained", "a") as file:
+        file.write(json.dumps(config) + "\\n")
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+if resume:
+    tuner = tune.Tuner.restore(f"{folder}/run", train_pair)
+else:
+    tasks = ["a", "b", "c"]
+    tuner = tune.Tuner(
+        train_pair,
+        param_space={
+            "source": tune.grid_search([None, *tasks]),
+            "target": tune.grid_search(tasks),
+            "lr": tune.uniform(0, 1),
+        },
+        tune_config=tune.TuneConfig(
+            search_alg=TransferVariantGenerator(
+                EliminationRule.load(f"{folder}/rule"), max_concurrent=1
+            ),
+            num_samples=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0),
+    )
+results = tuner.fit()
+generator = tuner._local_tuner._tune_config.search_alg
+counts = [[s, t, n] for (s, t), n in generator.eliminated_pairs.items()]
+trained = [result.metrics["config"] for result in results]
+with open(f"{folder}/result.json", "w") as file:
+    json.dump({"eliminated": counts, "trained": trained, "errors": len(results.errors)}, file)
+"""
+
+
+@pytest.mark.slow
+def test_a_search_whose_driver_was_killed_goes_on_and_passes_over_the_same_trials(
+    tmp_path: Path,
+) -> None:
+    ONLY_A_HELPS.save(tmp_path / "rule")
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "TUNE_GLOBAL_CHECKPOINT_S": "2"}
+    command = [sys.executable, str(driver), str(tmp_path)]
+    trained = tmp_path / "trained"
+    first = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 240
+    # Tune copies its checkpoints into place bit by bit: a driver that dies meanwhile leaves half of
+    # one, and a search that starts over. So not then.
+    while True:
+        saved = max((f.stat().st_mtime for f in (tmp_path / "run").glob("*.json")), default=0.0)
+        enough = trained.exists() and len(trained.read_text().splitlines()) >= 4
+        if enough and 0.3 < time.time() - saved < 1:
+            break
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # The driver and the small cluster that it started.
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    subprocess.run([*command, "resume"], env=environment, check=True, timeout=240)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["errors"] == 0
+    whole = [(s, t) for s in [None, *TASKS] for t in TASKS]
+    kept = Counter({pair: 2 for pair in whole if keeps({"source": pair[0], "target": pair[1]})})
+    assert Counter((c["source"], c["target"]) for c in result["trained"]) == kept
+    assert {(s, t): n for s, t, n in result["eliminated"]} == {
+        pair: 2 for pair in whole if pair not in kept
+    }
