@@ -1,48 +1,34 @@
-"""A search's savings as one MLflow run, in real stores; errors of MLflow never reach training."""
+"""A search's savings as one MLflow run, in real stores; whatever MLflow does, training goes on."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
 import optuna
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from transfer_pruner import Decision, EliminationRule, TransferPrunerWarning, TrialRecord
-from transfer_pruner_mlflow import SavingsTracker
-from transfer_pruner_optuna import gate
+from transfer_pruner import EliminationRule, TransferPrunerWarning, TrialRecord
+from transfer_pruner_mlflow import SavingsTracker, sync
 
-
-@pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def records() -> list[TrialRecord]:
-    trained = [
-        TrialRecord(i, f"s{i % 3}", "t", "trained", 2.0, 0.5 + i / 100, 0.7, 0.6, "rank 1")
-        for i in range(6)
-    ]
-    eliminated = [
-        TrialRecord(6 + i, "bad", f"t{i}", "eliminated", 0.01, score=0.1, reason="rank 9 of 9")
-        for i in range(4)
-    ]
-    return [TrialRecord(99, None, "t", "trained", 2.0, 0.4), *trained, *eliminated]
+Search = Callable[..., optuna.Study]
+Decisions = Callable[[MlflowClient, str], pd.DataFrame]
+AgreesWith = Callable[[pd.DataFrame, optuna.Study], None]
+Told = Callable[[], list[str]]
 
 
 def only_run(uri: str, experiment: str = "trec-is") -> Run:
@@ -53,174 +39,391 @@ def only_run(uri: str, experiment: str = "trec-is") -> Run:
     return run
 
 
-def test_one_run_holds_the_headline_the_metrics_and_the_pairs(uri: str) -> None:
-    with SavingsTracker("trec-is", tracking_uri=uri, attribution_seconds=1.5) as tracker:
-        for record in records():
+def mlflow_state() -> tuple[str, dict[str, str]]:
+    ours = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW")}
+    return mlflow.get_tracking_uri(), ours
+
+
+def test_one_run_holds_the_headline_the_metrics_and_the_pairs(
+    uri: str, records: list[TrialRecord]
+) -> None:
+    with SavingsTracker(
+        "trec-is", tracking_uri=uri, maximize=True, attribution_seconds=1.5
+    ) as tracker:
+        for record in records:
             tracker.record(record)
     run = only_run(uri)
     assert run.info.status == "FINISHED"
+    assert run.info.run_id == tracker.run_id
+    assert run.info.experiment_id == tracker.experiment_id
     assert run.data.metrics["savings/seconds_spent"] == pytest.approx(14 + 1.5 + 0.04)
     assert run.data.metrics["savings/estimated_seconds_saved"] == pytest.approx(8 - 1.54)
     assert run.data.metrics["savings/pairs_eliminated"] == 4
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("**4 of 7 pairs eliminated before training: 15.5 s spent (measured)")
+    assert note.startswith(
+        "**4 of 11 trials and 4 of 7 pairs eliminated before training: 15.5 s spent (measured)"
+    )
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/savings/pairs.json")
     assert table["columns"][:3] == ["source", "target", "decision"]
     path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/savings/pairs.csv")
     pairs = pd.read_csv(path, keep_default_na=False).set_index(["source", "target"])
     assert pairs.loc[("bad", "t2"), "decision"] == "eliminated"
     assert pairs.loc[("bad", "t2"), "reason"] == "rank 9 of 9"
+    assert pairs.loc[("bad", "t2"), "measured_gain"] == ""
     assert pairs.loc[("s1", "t"), "trials"] == 2
+    assert float(pairs.loc[("s1", "t"), "measured_gain"]) == pytest.approx(0.525 - 0.4)
     assert pairs.loc[("", "t"), "decision"] == "trained"
-    assert float(pairs.loc[("s2", "t"), "best_value"]) == pytest.approx(0.55)
+    assert float(pairs.loc[("s2", "t"), "highest_value"]) == pytest.approx(0.55)
 
 
-def test_metrics_come_while_the_search_runs(uri: str) -> None:
+def test_mlflow_reads_the_pairs_as_its_own_table(uri: str, records: list[TrialRecord]) -> None:
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        for record in records:
+            tracker.record(record)
+    table = MlflowClient(uri).load_table(str(tracker.experiment_id), "savings/pairs.json")
+    assert len(table) == 8
+    assert set(table["decision"]) == {"trained", "eliminated"}
+
+
+def test_metrics_come_while_the_search_runs(uri: str, records: list[TrialRecord]) -> None:
     client = MlflowClient(uri)
     with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
-        tracker.record(records()[1])
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            history = client.get_metric_history(str(tracker.run_id), "savings/seconds_spent")
-            if history:
-                break
+        tracker.record(records[1])
+        history = []
+        deadline = time.monotonic() + 60
+        while not history and time.monotonic() < deadline:
             time.sleep(0.2)
+            if tracker.run_id is not None:
+                history = client.get_metric_history(tracker.run_id, "savings/seconds_spent")
         assert history[0].value == 2.0
-        for record in records()[2:]:
+        for record in records[2:]:
             tracker.record(record)
     history = client.get_metric_history(str(tracker.run_id), "savings/pairs_eliminated")
-    assert [metric.step for metric in history] == sorted(metric.step for metric in history)
-    assert history[-1].step == 10
+    assert [metric.step for metric in history] == list(range(1, 11))
 
 
-def test_a_gated_study_is_tracked_without_touching_mlflows_own_state(uri: str) -> None:
-    tasks = ["a", "b", "c"]
-    rule = EliminationRule(
-        {(s, t): Decision(s != "a", 0.1, 0.5, "told so") for s in tasks for t in tasks if s != t},
-        {},
-    )
-
-    def objective(trial: optuna.Trial) -> float:
-        trial.suggest_categorical("source", tasks)
-        trial.suggest_categorical("target", tasks)
-        return 1.0
-
-    before = mlflow.get_tracking_uri()
-    study = optuna.create_study()
+def test_a_gated_study_is_tracked_without_touching_mlflows_own_state(
+    uri: str, search: Search, decisions: Decisions, agrees_with: AgreesWith
+) -> None:
+    before = mlflow_state()
     with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
-        study.optimize(gate(objective, rule, tracker=tracker), n_trials=40, n_jobs=2)
+        study = search(tracker, 40, n_jobs=2)
         assert mlflow.active_run() is None
-    assert mlflow.get_tracking_uri() == before
-    metrics = only_run(uri).data.metrics
-    assert metrics["savings/trials_trained"] + metrics["savings/trials_eliminated"] == len(
-        study.trials
-    )
+    assert mlflow_state() == before
+    agrees_with(decisions(MlflowClient(uri), str(tracker.run_id)), study)
 
 
-def test_the_users_run_is_written_into_and_not_ended(uri: str) -> None:
+def test_the_rule_and_the_audit_stand_with_the_savings(
+    uri: str, rule: EliminationRule, search: Search
+) -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    with SavingsTracker("trec-is", tracking_uri=uri, rule=rule, study=study) as tracker:
+        search(tracker, 40, study)
+    run = only_run(uri)
+    assert run.data.tags["transfer_pruner.rule_fingerprint"] == rule.fingerprint
+    assert run.data.params == {"transfer_pruner.rule": "top_k", "transfer_pruner.k": "1"}
+    audited = run.data.metrics["savings/trials_audited"]
+    assert audited > 0
+    assert 0 < run.data.metrics["audit/trials_audited"] <= audited
+    assert "false_elimination_rate" in str(run.data.metrics)
+    assert "audit trials beat every kept trial" in run.data.tags["mlflow.note.content"]
+
+
+def test_figures_reports_and_further_metrics_are_in_the_run(
+    uri: str, tmp_path: Path, records: list[TrialRecord]
+) -> None:
+    report = tmp_path / "elsewhere.html"
+    report.write_text("<p>saved</p>")
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        tracker.record(records[0])
+        tracker.log_metrics({"savings/measured_regret": 0.1, "nothing": float("nan")})
+        tracker.log_figure(figure, "savings/pairs.png")
+        tracker.log_report(report)
+        report.unlink()
+    client, run = MlflowClient(uri), only_run(uri)
+    assert run.data.metrics["savings/measured_regret"] == 0.1
+    assert "nothing" not in run.data.metrics
+    png = client.download_artifacts(run.info.run_id, "savings/pairs.png")
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+    html = client.download_artifacts(run.info.run_id, "savings/report.html")
+    assert Path(html).read_text() == "<p>saved</p>"
+
+
+def test_a_record_of_a_known_trial_corrects_it(uri: str, records: list[TrialRecord]) -> None:
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        tracker.record(records[1])
+        for record in records:
+            tracker.record(record)
+        corrected = TrialRecord(**{**vars(records[1]), "seconds": 3.0})
+        tracker.record(corrected)
+    run = only_run(uri)
+    assert run.data.metrics["savings/seconds_spent"] == pytest.approx(15.04)
+    history = MlflowClient(uri).get_metric_history(run.info.run_id, "savings/trials_trained")
+    # Each trial once, and the last step again with what is known better.
+    assert [metric.step for metric in history] == [*range(1, 12), 11]
+
+
+def test_the_users_run_is_written_into_and_not_ended(uri: str, records: list[TrialRecord]) -> None:
     client = MlflowClient(uri)
-    experiment = client.create_experiment("mine")
-    run = client.create_run(experiment)
+    run = client.create_run(client.create_experiment("mine"))
     client.log_metric(run.info.run_id, "f1", 0.9)
+    client.set_tag(run.info.run_id, "mlflow.note.content", "my own words")
     with SavingsTracker(run_id=run.info.run_id, tracking_uri=uri) as tracker:
-        for record in records():
+        for record in records:
             tracker.record(record)
     after = only_run(uri, "mine")
     assert after.info.status == "RUNNING"
     assert after.data.metrics["f1"] == 0.9
     assert "savings/seconds_spent" in after.data.metrics
+    assert after.data.tags["mlflow.note.content"] == "my own words"
+
+
+def test_a_search_that_goes_on_later_goes_on_in_its_run(
+    uri: str, search: Search, decisions: Decisions, agrees_with: AgreesWith
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        study = search(tracker, 15)
+    with SavingsTracker(run_id=tracker.run_id, tracking_uri=uri) as later:
+        search(later, 15, study)
+    assert later.run_id == tracker.run_id
+    table = decisions(MlflowClient(uri), str(tracker.run_id))
+    assert len(table) == 30
+    agrees_with(table, study)
+
+
+def test_a_second_tracker_of_one_run_gets_a_run_beneath_it(
+    uri: str, current_uri: str, search: Search, decisions: Decisions, told: Told
+) -> None:
+    client = MlflowClient(uri)
+    mlflow.set_experiment("mine")
+    with (
+        mlflow.start_run() as run,
+        SavingsTracker() as one,
+        SavingsTracker("mine", run_id=run.info.run_id) as other,
+    ):
+        search(one, 10)
+        search(other, 10)
+    assert ["gets a run of its own" in message for message in told()] == [True]
+    assert one.run_id == run.info.run_id != other.run_id
+    assert len(decisions(client, str(one.run_id))) == len(decisions(client, str(other.run_id)))
+    assert client.get_run(str(other.run_id)).data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
 def test_a_search_that_stops_leaves_a_run_that_says_so(
-    uri: str, error: type[BaseException], status: str
+    uri: str, error: type[BaseException], status: str, records: list[TrialRecord]
 ) -> None:
     with pytest.raises(error), SavingsTracker("trec-is", tracking_uri=uri) as tracker:
-        tracker.record(records()[1])
+        tracker.record(records[1])
         raise error
     run = only_run(uri)
     assert run.info.status == status
-    assert run.data.metrics["savings/trials_trained"] == 1
+    assert "savings/seconds_spent" in run.data.metrics
 
 
-def test_threads_can_record_at_once_and_replayed_trials_count_once(uri: str) -> None:
-    def record_all(tracker: SavingsTracker, start: int) -> None:
-        for number in range(start, start + 500):
-            for _ in range(2):
-                tracker.record(TrialRecord(number, "s", "t", "trained", 1.0))
+class Hole:
+    """A socket that takes connections and never answers."""
 
-    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
-        threads = [threading.Thread(target=record_all, args=(tracker, 500 * i)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert only_run(uri).data.metrics["savings/trials_trained"] == 2000
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
 
+    def _accept(self) -> None:
+        while True:
+            try:
+                self.connections.append(self._listener.accept()[0])
+            except OSError:
+                return
 
-def test_an_empty_search_still_has_a_headline(uri: str) -> None:
-    with SavingsTracker("trec-is", tracking_uri=uri):
-        pass
-    assert "0 of 0 pairs" in only_run(uri).data.tags["mlflow.note.content"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    def close(self) -> None:
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)),
-            *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
-            *("--artifacts-destination", str(tmp_path / "artifacts")),
-        ],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}", process
-    kill(process)
+def hole() -> Iterator[Hole]:
+    hole = Hole()
+    yield hole
+    hole.close()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, 9)
-        process.wait()
+class Failing(BaseHTTPRequestHandler):
+    """Answers everything with 500, as a server does whose database is gone."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
-def test_a_server_that_dies_in_the_middle_costs_a_warning(
-    server: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def failing() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    server.asked = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def refused() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def replayed(tracker: SavingsTracker, uri: str, told: list[str]) -> tuple[MlflowClient, str]:
+    """Do what the warning says, with another store since the one it was meant for is no store."""
+    assert sum("could not be written to" in message for message in told) == 1
+    assert f"python -m transfer_pruner_mlflow {tracker.spool}" in told[-1]
+    assert len(told) == 2
+    (run_id,) = sync(tracker.spool, tracking_uri=uri).run_ids
+    return MlflowClient(uri), run_id
+
+
+@pytest.mark.parametrize("where", ["down", "wrong host"])
+def test_a_server_that_is_not_there_costs_a_warning_and_no_decision(
+    where: str,
+    uri: str,
+    search: Search,
+    decisions: Decisions,
+    agrees_with: AgreesWith,
+    told: Told,
 ) -> None:
-    # How long MLflow itself retries before it gives up is the user's to set.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    uri, process = server
-    with (
-        pytest.warns(TransferPrunerWarning, match="MLflow could not be written to"),
-        SavingsTracker("trec-is", tracking_uri=uri) as tracker,
-    ):
-        tracker.record(records()[1])
-        time.sleep(3)
-        assert MlflowClient(uri).get_metric_history(str(tracker.run_id), "savings/seconds_spent")
-        kill(process)
-        for record in records()[2:]:
-            tracker.record(record)
-    assert tracker.savings().trials_trained == 6
+    nowhere = refused() if where == "down" else "http://mlflow.invalid:5000"
+    with SavingsTracker("trec-is", tracking_uri=nowhere) as tracker:
+        study = search(tracker, 30, n_jobs=2)
+    assert tracker.run_id is None
+    agrees_with(decisions(*replayed(tracker, uri, told())), study)
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    hole: Hole, uri: str, search: Search, decisions: Decisions, agrees_with: AgreesWith, told: Told
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri=hole.uri, close_seconds=30) as tracker:
+        study = search(tracker, 30)
+        # All trials are over, and the first question to MLflow is still open.
+        assert len(hole.connections) == 1
+        assert not told()
+    agrees_with(decisions(*replayed(tracker, uri, told())), study)
+
+
+def test_closing_waits_no_longer_than_it_is_told_to(
+    hole: Hole, records: list[TrialRecord], told: Told
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri=hole.uri, close_seconds=0) as tracker:
+        tracker.record(records[0])
+    assert tracker._writer.is_alive()
+    assert "python -m transfer_pruner_mlflow" in told()[-1]
+
+
+def test_a_server_that_fails_is_asked_less_and_less(
+    failing: ThreadingHTTPServer,
+    uri: str,
+    search: Search,
+    decisions: Decisions,
+    agrees_with: AgreesWith,
+    told: Told,
+) -> None:
+    address = f"http://127.0.0.1:{failing.server_address[1]}"
+    with SavingsTracker("trec-is", tracking_uri=address) as tracker:
+        study = search(tracker, 30)
+        time.sleep(7)
+    # At 0 and about 4 seconds, and when closed: MLflow's client alone asks 8 times a call.
+    assert 2 <= len(failing.asked) <= 4  # type: ignore[attr-defined]
+    agrees_with(decisions(*replayed(tracker, uri, told())), study)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no leave to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_a_warning_and_mlflow_gets_everything(
+    small_disk: Path,
+    uri: str,
+    search: Search,
+    decisions: Decisions,
+    agrees_with: AgreesWith,
+    told: Told,
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri=uri, spool=small_disk) as tracker:
+        study = search(tracker, 200)
+    (message,) = told()
+    assert "No space left on device" in message or "part of a line" in message
+    agrees_with(decisions(MlflowClient(uri), str(tracker.run_id)), study)
+
+
+def test_without_disk_and_without_server_it_says_that_the_rest_is_lost(
+    tmp_path: Path, search: Search, told: Told
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with SavingsTracker(tracking_uri=refused(), spool=tmp_path / "file" / "spool") as tracker:
+        study = search(tracker, 10)
+    assert len(study.trials) == 10
+    assert tracker.savings().trials_trained > 0
+    assert "the rest is lost" in told()[-1]
+
+
+def test_where_warnings_are_errors_training_sees_none(search: Search) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TransferPrunerWarning)
+        with SavingsTracker(tracking_uri=refused()) as tracker:
+            study = search(tracker, 10)
+    assert len(study.trials) == 10
+
+
+def test_what_cannot_be_written_is_left_out_and_told(
+    uri: str, records: list[TrialRecord], told: Told
+) -> None:
+    circle: dict[str, object] = {}
+    circle["self"] = circle
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        tracker.record(TrialRecord(0, "s", "t", "trained", 1.0, hyperparameters={"lr": circle}))
+        tracker.log_metrics({"f1": "high"})  # type: ignore[dict-item]
+        tracker.record(records[1])
+    assert [message.startswith("left out of MLflow: ValueError") for message in told()] == [
+        True
+    ] * 2
+    assert only_run(uri).data.metrics["savings/trials_trained"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "/etc/x.png", "../x.png"])
+def test_a_name_that_leaves_the_run_is_refused(name: str, tmp_path: Path, uri: str) -> None:
+    tracker = SavingsTracker(tracking_uri=uri)
+    with pytest.raises(ValueError, match="artifact must be a relative name"):
+        tracker.log_figure(Figure(), name)
+    with pytest.raises(ValueError, match="which is no file"):
+        tracker.log_report(tmp_path / "missing.html")
+
+
+def test_what_is_wrong_already_here_is_said_at_once(uri: str) -> None:
+    with pytest.raises(ValueError, match="experiment must be a name but got ''"):
+        SavingsTracker("", tracking_uri=uri)
+    with pytest.raises(ValueError, match="close_seconds cannot be negative but got -1"):
+        SavingsTracker(tracking_uri=uri, close_seconds=-1)
+    with pytest.raises(mlflow.MlflowException):
+        SavingsTracker(tracking_uri="htp://127.0.0.1:5000")
 
 
 def test_without_mlflow_it_says_what_to_install(tmp_path: Path) -> None:

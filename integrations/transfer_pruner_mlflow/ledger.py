@@ -1,0 +1,232 @@
+"""From a spool's events to what MLflow shows; every figure follows from the events alone.
+
+What it must satisfy: the same events give the same points, with the same steps and timestamps,
+while the search runs and at any replay. So a point that is sent twice is one point.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from transfer_pruner.audit import AuditEstimate, estimate_audit
+from transfer_pruner.records import TrialRecord, source_name
+from transfer_pruner.savings import Savings, estimate_savings
+from transfer_pruner.transfers import transfers_from_records
+from transfer_pruner_mlflow.spool import Event, decode_record
+
+# Estimates change slowly and are dear: at times of their own, but never further apart than this.
+_ESTIMATE_MILLISECONDS = 60_000
+
+
+class Point(NamedTuple):
+    """One value of a step metric; the step is the number of trials decided by then."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+class Ledger:
+    """What is known of a search after some of its events.
+
+    Attributes
+    ----------
+    records : dict of int to TrialRecord
+        By the trial's number: a record with the number of an earlier one corrects it.
+    timestamps : dict of int to int
+        When each trial was decided, in milliseconds.
+    artifacts : dict of str to str
+        Name in MLflow to file.
+    settings : dict
+        Those of the last session.
+    status : str
+        How that ended.
+    closed : bool
+        Whether it ended as it should.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[int, TrialRecord] = {}
+        self.timestamps: dict[int, int] = {}
+        self.artifacts: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
+        self.status = "KILLED"
+        self.closed = False
+        self._seconds = 0.0
+        self._counts = {"trained": 0, "eliminated": 0, "failed": 0}
+        self._last = 0
+        self._last_estimate = 0
+        self._unestimated = self._corrected = False
+
+    def add(self, event: Event) -> list[Point]:
+        """Take an event; return the points that it makes."""
+        points: list[Point] = []
+        if event.kind == "run":
+            self.settings, self.closed, self.status = event.data, False, "KILLED"
+        elif event.kind == "trial":
+            points = self._add_trial(decode_record(event.data), event.timestamp)
+        elif event.kind == "metrics":
+            points = self._points(event.data, event.timestamp)
+        elif event.kind == "artifact":
+            self.artifacts[event.data["artifact"]] = event.data["file"]
+        elif event.kind == "closed":
+            self.status, self.closed = event.data["status"], True
+            points = self.estimates()
+        return points
+
+    def estimates(self) -> list[Point]:
+        """Return every figure of savings and audit at the last step, unless it is known."""
+        if not self._unestimated:
+            return []
+        metrics = self.savings().metrics()
+        if not self._corrected:
+            # These have been told with the trial, and are equal but for the order of a sum.
+            metrics = {key: value for key, value in metrics.items() if key not in self._told()}
+        audit = self.audit()
+        if audit is not None:
+            metrics |= audit.metrics()
+        # What corrects a point comes after it, in however short a search.
+        timestamp = self._last + self._corrected
+        self._unestimated = self._corrected = False
+        self._last_estimate = self._last
+        return self._points(metrics, timestamp)
+
+    def savings(self) -> Savings:
+        """Estimate the savings of the trials so far."""
+        single_task, attribution = self._seconds_before()
+        return estimate_savings(
+            list(self.records.values()),
+            single_task_seconds=single_task,
+            attribution_seconds=attribution,
+        )
+
+    def audit(self) -> AuditEstimate | None:
+        """Estimate what elimination misses; None if no trial was audited."""
+        maximize = self.settings.get("maximize")
+        if maximize is None or not any(record.audit for record in self.records.values()):
+            return None
+        return estimate_audit(self.records.values(), maximize=maximize)
+
+    def _add_trial(self, record: TrialRecord, timestamp: int) -> list[Point]:
+        known = self.records.get(record.number)
+        for one, sign in ((known, -1), (record, 1)):
+            if one is not None:
+                self._seconds += sign * one.seconds
+                self._counts[one.outcome] += sign
+        self.records[record.number] = record
+        self._last, self._unestimated = timestamp, True
+        if known is not None:
+            self._corrected = True
+            return []
+        # What is told of this step has the corrections of earlier ones in it.
+        self._corrected = False
+        self.timestamps[record.number] = timestamp
+        points = self._points(self._told(), timestamp)
+        late = timestamp - self._last_estimate >= _ESTIMATE_MILLISECONDS
+        if _is_milestone(len(self.records)) or late:
+            points += self.estimates()
+        return points
+
+    def _told(self) -> dict[str, float]:
+        """Name what is told of every trial: measured, and cheap."""
+        return {
+            "savings/seconds_spent": self._seconds + sum(self._seconds_before()),
+            "savings/trials_trained": self._counts["trained"],
+            "savings/trials_eliminated": self._counts["eliminated"],
+        }
+
+    def _seconds_before(self) -> tuple[float, float]:
+        settings = self.settings
+        return settings.get("single_task_seconds", 0.0), settings.get("attribution_seconds", 0.0)
+
+    def _points(self, metrics: dict[str, float], timestamp: int) -> list[Point]:
+        step = len(self.records)
+        return [Point(key, float(value), timestamp, step) for key, value in metrics.items()]
+
+    def decisions_table(self) -> pd.DataFrame:
+        """One row a trial, in the order of the decisions: with it all figures can be redone."""
+        rows = [
+            {
+                "decided": pd.Timestamp(timestamp, unit="ms", tz="UTC").isoformat(),
+                **asdict(self.records[number]),
+                "source": source_name(self.records[number].source),
+            }
+            for number, timestamp in self.timestamps.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def pairs_table(self) -> pd.DataFrame:
+        """One row a pair: decision, score, probability, reason, trials, gain, best value, seconds.
+
+        The gain is measured: the mean over the pair's trials, against the target's baseline
+        trials. Where that is not known, and for eliminated pairs, it is empty.
+        """
+        records = list(self.records.values())
+        trials = pd.DataFrame([asdict(record) for record in records])
+        trials["source"] = [source_name(record.source) for record in records]
+        # Which value is the best, the records do not say.
+        maximize = self.settings.get("maximize")
+        best = ("lowest_value", "min") if maximize is False else ("highest_value", "max")
+        pairs = trials.groupby(["source", "target"], as_index=False).agg(
+            decision=("outcome", lambda outcomes: "/".join(sorted(set(outcomes)))),
+            score=("score", "first"),
+            probability=("probability", "first"),
+            reason=("reason", "first"),
+            trials=("number", "size"),
+            audit_trials=("audit", "sum"),
+            **{best[0]: ("value", best[1])},
+            seconds=("seconds", "sum"),
+        )
+        if maximize is not None:
+            gains = _measured_gains(records, maximize)
+            pairs = pairs.merge(gains, on=["source", "target"], how="left")
+        pairs = pairs.sort_values(["target", "score"], ascending=[True, False], ignore_index=True)
+        # JSON has no NaN: the UI shows an empty cell for a missing number.
+        return pairs.astype(object).where(pairs.notna(), None)
+
+    def note(self) -> str:
+        """Describe the search, the headline first, and say what is measured."""
+        savings, audit = self.savings(), self.audit()
+        rule = self.settings.get("tags", {}).get("transfer_pruner.rule")
+        lines = [
+            f"**{savings.headline()}**",
+            "| | seconds | |\n|---|---:|---|\n"
+            f"| single-task training | {savings.single_task_seconds:.1f} | measured |\n"
+            f"| attribution | {savings.attribution_seconds:.1f} | measured |\n"
+            f"| {savings.trials_trained} trials that trained | {savings.training_seconds:.1f} "
+            "| measured |\n"
+            f"| {savings.trials_eliminated} eliminated trials, deciding "
+            f"| {savings.deciding_seconds:.1f} | measured |\n"
+            f"| exhaustive search | {savings.estimated_exhaustive_seconds:.1f} | estimated |",
+            f"Audit: {audit.headline()}" if audit is not None else "",
+            f"Rule: `{rule}`" if rule else "",
+            f"{NOTE_ENDS} Every pair with its reason: `savings/pairs.csv`; every trial: "
+            "`savings/decisions.csv`. What is named `estimated_` rests on a cost model over the "
+            "trials that trained, since an eliminated trial never ran.",
+        ]
+        return "\n\n".join(line for line in lines if line)
+
+
+NOTE_ENDS = "Charts: metrics under `savings/`."
+
+
+def _is_milestone(step: int) -> bool:
+    """Every step up to 10, then eighteen in each power of ten."""
+    return step <= 10 or step % (10 ** (len(str(step)) - 1) // 2) == 0
+
+
+def _measured_gains(records: list[TrialRecord], maximize: bool) -> pd.DataFrame:
+    try:
+        transfers = transfers_from_records(records, maximize=maximize)
+    except ValueError:
+        # No target has a baseline trial.
+        return pd.DataFrame({"source": [], "target": [], "measured_gain": math.nan}).astype(
+            {"source": object, "target": object}
+        )
+    gains = transfers.groupby(["source", "target"])["gain"].mean()
+    return gains.rename("measured_gain").reset_index()

@@ -1,0 +1,218 @@
+"""What a search decided, on disk before anything is sent: one JSON line an event.
+
+What it must satisfy: a line that `append` returned from outlives the process, however that ends;
+a line that was cut off in writing costs itself only; and two processes never write one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from transfer_pruner.records import TrialRecord
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, two processes must not share a run.
+    fcntl = None  # type: ignore[assignment]
+
+DEFAULT_DIRECTORY = Path(".transfer_pruner") / "spool"
+
+Kind = Literal["run", "connected", "trial", "metrics", "artifact", "closed", "synced"]
+
+
+class SpoolInUseError(ValueError):
+    """Another process, or another tracker of this one, writes the file."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a search.
+
+    Attributes
+    ----------
+    id : str
+        Unique: the spool's own id and a count.
+    kind : str
+        "run" for where and how to write, once a session; "connected" for the run that it became;
+        "trial", "metrics" and "artifact" for what is shown; "closed" for how a session ended;
+        "synced" once MLflow has everything above.
+    timestamp : int
+        Milliseconds since 1970, when it happened; MLflow shows this, not when it was sent.
+    data : dict
+    """
+
+    id: str
+    kind: Kind
+    timestamp: int
+    data: dict[str, Any]
+
+
+class Spool:
+    """One tracker's file of events.
+
+    Parameters
+    ----------
+    path : Path
+        Appended to if it is there.
+    on_error : callable of an OSError
+        Told once if the file cannot be written; from then on events are in memory only.
+
+    Attributes
+    ----------
+    id : str
+        That of the file's first event, else a new one.
+    earlier : list of Event
+        What the file held.
+    works : bool
+        Whether everything that was appended has reached the disk.
+
+    Raises
+    ------
+    SpoolInUseError
+        If another process writes it.
+    """
+
+    def __init__(self, path: Path, on_error: Callable[[OSError], None]) -> None:
+        self.path = path
+        self.id = uuid4().hex
+        self.earlier: list[Event] = []
+        self.works = True
+        self._on_error = on_error
+        self._count = 0
+        self._descriptor: int | None = None
+        try:
+            _make_directory(path.parent)
+            # Nobody else's to read: an address may say more than it should.
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            _lock(self._descriptor, path)
+            if path.stat().st_size:
+                self._go_on()
+        except SpoolInUseError:
+            self.close()
+            raise
+        except OSError as error:
+            self._give_up(error)
+
+    def append(self, kind: Kind, data: dict[str, Any]) -> Event:
+        """Write an event; never raises for a disk that is full or gone."""
+        event = Event(f"{self.id}/{self._count}", kind, int(time.time() * 1000), data)
+        line = json.dumps(vars(event), default=_plain, skipkeys=True)
+        self._count += 1
+        if self.works and self._descriptor is not None:
+            try:
+                self._put(line.encode() + b"\n")
+            except OSError as error:
+                self._give_up(error)
+        # As a replay will read it, so that what is sent now is what would be sent then.
+        return Event(**json.loads(line))
+
+    def sync(self) -> None:
+        """Ask the disk to hold what was appended."""
+        if self.works and self._descriptor is not None:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                self._give_up(error)
+
+    def rename(self, name: str) -> None:
+        """Give the file the name of its run, unless one of that name is there."""
+        path = self.path.with_name(f"{name}.jsonl")
+        if self.works and not path.exists():
+            try:
+                os.rename(self.path, path)
+            except OSError:
+                return
+            self.path = path
+
+    def close(self) -> None:
+        """Let others write the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _go_on(self) -> None:
+        """Take up where an earlier session ended, after a line of its own if that was cut off."""
+        self.earlier = read_events(self.path)
+        if self.earlier:
+            self.id = self.earlier[0].id.partition("/")[0]
+            self._count = 1 + max(int(event.id.partition("/")[2]) for event in self.earlier)
+        if not self.path.read_bytes().endswith(b"\n"):
+            self._put(b"\n")
+
+    def _put(self, line: bytes) -> None:
+        assert self._descriptor is not None
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError("the disk took part of a line only")
+
+    def _give_up(self, error: OSError) -> None:
+        # Kept open, and so locked, until closed.
+        self.works = False
+        self._on_error(error)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read a spool; a line that was cut off is left out.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+    events = []
+    for line in path.read_bytes().splitlines():
+        try:
+            events.append(Event(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return events
+
+
+def encode_record(record: TrialRecord) -> dict[str, Any]:
+    """Turn a record into values that `Spool.append` writes."""
+    data = {field.name: getattr(record, field.name) for field in fields(record)}
+    return data | {"hyperparameters": dict(record.hyperparameters)}
+
+
+def decode_record(data: dict[str, Any]) -> TrialRecord:
+    """Turn what `encode_record` made, read from JSON, back into a record."""
+    source = data["source"]
+    return TrialRecord(**data | {"source": tuple(source) if isinstance(source, list) else source})
+
+
+def password_of(uri: str) -> str | None:
+    """Find the password that an address holds: it must not be written down."""
+    return urlsplit(uri).password or None
+
+
+def _make_directory(directory: Path) -> None:
+    ours = not directory.parent.exists() and directory.parent.name == DEFAULT_DIRECTORY.parts[0]
+    directory.mkdir(parents=True, exist_ok=True)
+    if ours:
+        # As the caches of other tools do: what is spooled does not belong into a repository.
+        (directory.parent / ".gitignore").write_text("*\n")
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SpoolInUseError(f"spool {path} is being written by a search that runs.") from error
+    except OSError:
+        # A file system without locks.
+        return
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's numbers as Python's; anything else that JSON does not know as its text."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else str(value)

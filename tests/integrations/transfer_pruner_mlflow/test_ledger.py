@@ -1,0 +1,140 @@
+"""Every figure follows from the events: the same ones give the same points, at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfer_pruner import TrialRecord, estimate_audit, estimate_savings
+from transfer_pruner_mlflow.ledger import Ledger, Point
+from transfer_pruner_mlflow.spool import Event, Spool, encode_record, read_events
+
+SECONDS = st.floats(0, 1e4)
+TRIALS = st.lists(
+    st.tuples(
+        st.integers(0, 30),
+        st.sampled_from(["trained", "eliminated", "failed"]),
+        SECONDS,
+        st.floats(0, 1),
+        st.sampled_from([None, "s1", "s2"]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+def record_of(number: int, outcome: str, seconds: float, value: float, source, audit: bool):  # type: ignore[no-untyped-def]
+    audit = audit and outcome == "trained" and source is not None
+    return TrialRecord(number, source, "t", outcome, seconds, value, audit=audit)  # type: ignore[arg-type]
+
+
+def events(records: Iterable[TrialRecord], closed: bool = True, **settings: object) -> list[Event]:
+    made = [Event("x/0", "run", 0, {"maximize": True, **settings})]
+    made += [Event("x/1", "trial", 10 * i, encode_record(r)) for i, r in enumerate(records)]
+    return [*made, Event("x/2", "closed", 10**6, {"status": "FINISHED"})] if closed else made
+
+
+def points(events: Iterable[Event], ledger: Ledger | None = None) -> list[Point]:
+    ledger = ledger or Ledger()
+    return [point for event in events for point in ledger.add(event)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(trials=TRIALS)
+def test_a_replay_makes_the_points_that_the_search_made(
+    tmp_path_factory: pytest.TempPathFactory, trials: list[tuple[int, str, float, float, str, bool]]
+) -> None:
+    records = [record_of(*trial) for trial in trials]
+    spool = Spool(tmp_path_factory.mktemp("spool") / "x.jsonl", lambda error: None)
+    live = Ledger()
+    sent = [p for event in events(records) for p in live.add(spool.append(event.kind, event.data))]
+    spool.close()
+    assert points(read_events(spool.path)) == sent
+
+
+@settings(deadline=None, max_examples=50)
+@given(trials=TRIALS)
+def test_each_trial_has_one_point_and_the_last_ones_are_the_estimates(
+    trials: list[tuple[int, str, float, float, str, bool]],
+) -> None:
+    records = [record_of(*trial) for trial in trials]
+    ledger = Ledger()
+    made = points(events(records, single_task_seconds=7.0), ledger)
+    # No two have a step and a time in common, which is what tells a replay that it was sent.
+    assert len({(p.key, p.step, p.timestamp) for p in made}) == len(made)
+    steps = [p.step for p in made if p.key == "savings/trials_trained"]
+    numbers = {record.number for record in records}
+    assert sorted(set(steps)) == list(range(1, len(numbers) + 1))
+    # At most one more: a correction of the last.
+    assert len(steps) <= len(numbers) + 1
+    latest = {p.key: p.value for p in sorted(made, key=lambda p: (p.step, p.timestamp))}
+    last = list({record.number: record for record in records}.values())
+    expected = estimate_savings(last, single_task_seconds=7.0).metrics()
+    if any(record.audit for record in last):
+        expected |= estimate_audit(last).metrics()
+    for key, value in expected.items():
+        assert latest[key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
+
+
+def test_estimates_are_made_at_times_of_their_own() -> None:
+    trained = [TrialRecord(i, "s", "t", "trained", 1.0, 0.5) for i in range(2000)]
+    made = points(events(trained))
+    steps = [p.step for p in made if p.key == "savings/estimated_seconds_saved"]
+    assert steps[:12] == [*range(1, 11), 15, 20]
+    assert len(steps) < 60
+    assert steps[-1] == 2000
+    hours = [Event("x/0", "trial", i * 3_600_000, encode_record(r)) for i, r in enumerate(trained)]
+    slow = points(hours[:200])
+    assert sum(p.key == "savings/estimated_seconds_saved" for p in slow) == 200
+
+
+def test_gains_are_measured_against_the_targets_baseline() -> None:
+    records = [
+        TrialRecord(0, None, "t", "trained", 1.0, 0.5),
+        TrialRecord(1, "s1", "t", "trained", 1.0, 0.7),
+        TrialRecord(2, "s1", "t", "trained", 1.0, 0.6),
+        TrialRecord(3, "s2", "t", "eliminated", 0.0),
+        TrialRecord(4, ("s1", "s2"), "t", "trained", 1.0, 0.9),
+        TrialRecord(5, "s1", "u", "trained", 1.0, 0.9),
+    ]
+
+    def gains(**settings: object) -> pd.Series:
+        ledger = Ledger()
+        points(events(records, **settings), ledger)
+        return ledger.pairs_table().set_index(["source", "target"])["measured_gain"]
+
+    up = gains(maximize=True)
+    assert up["s1", "t"] == pytest.approx(0.15)
+    assert up["s2", "t"] is up["s1", "u"] is up["s1 + s2", "t"] is None
+    assert gains(maximize=False)["s1", "t"] == pytest.approx(-0.15)
+    with pytest.raises(KeyError, match="measured_gain"):
+        gains(maximize=None)
+
+
+def test_where_no_direction_is_known_nothing_is_said_of_gains_and_audits(tmp_path: Path) -> None:
+    records = [
+        TrialRecord(0, None, "t", "trained", 1.0, 0.5),
+        TrialRecord(1, "s1", "t", "trained", 1.0, 0.7, audit=True),
+    ]
+    ledger = Ledger()
+    assert not any(
+        p.key.startswith("audit/") for p in points(events(records, maximize=None), ledger)
+    )
+    assert "Audit" not in ledger.note()
+    known = Ledger()
+    assert any(p.key.startswith("audit/") for p in points(events(records), known))
+    assert "Audit: 1 of 1 audit trials beat" in known.note()
+
+
+def test_a_search_that_was_not_closed_is_known() -> None:
+    ledger = Ledger()
+    points(events([TrialRecord(0, "s", "t", "trained", 1.0)], closed=False), ledger)
+    assert (ledger.closed, ledger.status) == (False, "KILLED")
+    ledger.add(Event("x/9", "closed", 0, {"status": "FAILED"}))
+    assert (ledger.closed, ledger.status) == (True, "FAILED")

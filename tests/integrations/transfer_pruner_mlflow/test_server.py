@@ -1,0 +1,153 @@
+"""A real MLflow server, killed and started again: no decision is lost and none is there twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from transfer_pruner_mlflow import SavingsTracker, sync
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+Search = Callable[..., optuna.Study]
+Decisions = Callable[[MlflowClient, str], pd.DataFrame]
+AgreesWith = Callable[[pd.DataFrame, optuna.Study], None]
+Told = Callable[[], list[str]]
+
+
+class Server:
+    """An MLflow server in processes of its own, with its store in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self._port = listener.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--workers", "1", "--port", str(self._port)),
+                *("--backend-store-uri", f"sqlite:///{self._folder}/server.db"),
+                *("--artifacts-destination", str(self._folder / "artifacts")),
+            ],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(600):
+            try:
+                if requests.get(f"{self.uri}/health", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.5)
+        raise AssertionError("the server did not start")
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_search_is_shown_over_http(
+    server: Server, search: Search, decisions: Decisions, agrees_with: AgreesWith
+) -> None:
+    with SavingsTracker("http", tracking_uri=server.uri) as tracker:
+        study = search(tracker, 30, n_jobs=2)
+    client = MlflowClient(server.uri)
+    assert client.get_run(str(tracker.run_id)).info.status == "FINISHED"
+    agrees_with(decisions(client, str(tracker.run_id)), study)
+    again = sync(tracker.spool)
+    assert again.points_sent == 0
+    agrees_with(decisions(client, str(tracker.run_id)), study)
+
+
+@pytest.mark.parametrize("back", ["before the search is over", "when the search is long over"])
+def test_a_server_that_is_killed_in_the_middle_has_every_decision_once(
+    back: str,
+    server: Server,
+    search: Search,
+    decisions: Decisions,
+    agrees_with: AgreesWith,
+    told: Told,
+) -> None:
+    client = MlflowClient(server.uri)
+    tracker = SavingsTracker("outages", tracking_uri=server.uri)
+
+    def points() -> int:
+        if tracker.run_id is None:
+            return 0
+        return len(client.get_metric_history(tracker.run_id, "savings/trials_trained"))
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 200
+        while points() < count and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert points() >= count
+
+    def interfere(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number == 60:
+            wait_for(50)
+            # Some of what is being sent now arrives, and its answer does not.
+            server.kill()
+        if trial.number == 120:
+            # Long enough for the tracker to have noticed.
+            time.sleep(10)
+        if trial.number == 150 and back == "before the search is over":
+            server.start()
+            wait_for(140)
+
+    with tracker:
+        study = search(tracker, 200, callbacks=[interfere])
+    messages = told()
+    assert "could not be written to" in messages[0]
+    if back == "when the search is long over":
+        assert "python -m transfer_pruner_mlflow" in messages[1]
+        server.start()
+        first, second = sync(tracker.spool), sync(tracker.spool)
+        assert first.points_already_there > 0
+        assert (first.decisions, second.points_sent) == (200, 0)
+    else:
+        assert len(messages) == 1
+    run = client.get_run(str(tracker.run_id))
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([run.info.experiment_id])) == 1 + (back.startswith("when"))
+    agrees_with(decisions(client, str(tracker.run_id)), study)
+
+
+def test_a_server_that_starts_after_the_search_gets_it_from_then_on(
+    server: Server, search: Search, decisions: Decisions, agrees_with: AgreesWith, told: Told
+) -> None:
+    server.kill()
+    with SavingsTracker("late", tracking_uri=server.uri) as tracker:
+        search_before = search(tracker, 20)
+        assert tracker.run_id is None
+        server.start()
+        study = search(tracker, 20, search_before)
+    assert len(told()) == 1
+    client = MlflowClient(server.uri)
+    agrees_with(decisions(client, str(tracker.run_id)), study)
