@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,7 @@ from sklearn.metrics import roc_auc_score
 
 from transfer_pruner import TransferPredictor
 from transfer_pruner.calibration import conformal_position, target_depths
+from transfer_pruner.plotting import savings_regret_curve
 
 HERE = Path(__file__).parent
 NO_SOURCE = "(none)"
@@ -83,6 +85,19 @@ class Measured:
         best = np.nanmax(self.dev.mean(axis=0).reshape(len(self.tasks), -1), axis=-1)
         alone = self.dev_baseline.mean(axis=0).max(axis=-1)
         return float(np.maximum(best - alone, 0).mean())
+
+    def gain_across_seeds(self) -> Array:
+        """Gain of the source that is best by one seed's test scores, with the other seeds.
+
+        Not a result that anybody could have, but what there is to be had, (targets,).
+        """
+        gains, rows = self.test_gain, np.arange(len(self.tasks))
+        found = []
+        for seed, chosen_by in enumerate(gains):
+            best = np.nan_to_num(chosen_by, nan=-np.inf).argmax(axis=1)
+            others = np.delete(gains, seed, axis=0).mean(axis=0)[rows, best]
+            found.append(np.where(chosen_by[rows, best] > 0, others, 0.0))
+        return np.mean(found, axis=0)
 
     def share_saved(self, k: int, overhead: float) -> float:
         """Share of the seconds of all trials that is saved by keeping k sources of each target.
@@ -329,13 +344,32 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
             cells.append(share_kept(values[f"regret@{k}"].mean(), nothing))
         table.add_row(name, *cells)
     console.print(table)
+    print_differences(measured, console)
     console.print(
         "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(nothing))
         + f"On dev the exhaustive choice gains {data.gain_on_dev():.4f}. "
         f"{len(data.dev_gain)} seeds; Spearman of a "
         f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Positive gains: "
-        f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}."
+        f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}. "
+        "Gain of the best source by one seed's test scores, with the others: "
+        "{:.4f} ({:.4f}, {:.4f}).".format(*interval(data.gain_across_seeds()))
     )
+
+
+OURS = ("attributions, fitted", "attributions and probing, fitted", "all, fitted")
+BASELINES = ("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation")
+
+
+def print_differences(measured: dict[str, dict[str, Array]], console: Console) -> None:
+    """Print by how much our Spearman exceeds each baseline's, target by target."""
+    baselines = [name for name in BASELINES if name in measured]
+    printed = Table("Spearman minus that of", *baselines)
+    for ours in OURS:
+        differences = [
+            interval(measured[ours]["Spearman"] - measured[name]["Spearman"]) for name in baselines
+        ]
+        printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
+    console.print(printed)
 
 
 def curve(data: Measured, made: dict[str, Array], overhead: float) -> pd.DataFrame:
@@ -357,6 +391,28 @@ ON_CURVE = (
     *("popularity", "label correlation", "attributions, nothing measured", "attributions, fitted"),
     *("attributions and probing, fitted", "all, fitted"),
 )
+
+
+def draw(
+    transfers: pd.DataFrame, data: Measured, made: dict[str, Array], overhead: float, metric: str
+) -> Figure:
+    """Draw the savings-regret curve of a few predictors; trials are means over seeds."""
+    seeds = len(data.dev_gain)
+    whole = transfers[transfers["seed"].isin(data.features["seed"].unique())]
+    columns = {f"dev_{metric}": "dev", f"test_{metric}": "test", "seconds": "seconds"}
+    trials = whole.groupby(["source", "target", "lr"], as_index=False)[list(columns)].mean()
+    trials = trials.rename(columns=columns)
+    trials["seconds"] *= seeds
+    trials["source"] = trials["source"].replace(NO_SOURCE, None)
+    first = data.features["seed"] == data.features["seed"].iloc[0]
+    pairs = data.features.loc[first, ["source", "target"]]
+    scores = {
+        name: pairs.assign(score=made[name].mean(axis=0).ravel())[
+            pairs["source"] != pairs["target"]
+        ]
+        for name in ("popularity", "attributions, nothing measured", "attributions, fitted")
+    }
+    return savings_regret_curve(trials, scores, attribution_seconds=overhead)
 
 
 def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
@@ -420,6 +476,7 @@ def main() -> None:
         default=OVERHEAD,
         help="seconds to embed all tasks as sources and as targets, for one seed",
     )
+    parser.add_argument("--figure", type=Path, help="file for the savings-regret curve on test")
     options = parser.parse_args()
     transfers, features = pd.read_csv(options.transfers), pd.read_csv(options.features)
     console = Console(width=200)
@@ -437,6 +494,12 @@ def main() -> None:
                         nothing = data.regret(np.zeros_like(data.dev_gain), 0)
                         print_points(points, nothing, console)
                         print_risk(data, made["all, fitted"], console)
+                        if options.figure and split == "test":
+                            overhead = options.overhead * len(data.dev_gain)
+                            rows = transfers[transfers["way"] == way]
+                            draw(rows, data, made, overhead, metric).savefig(
+                                options.figure, dpi=110
+                            )
 
 
 if __name__ == "__main__":
