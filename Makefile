@@ -51,4 +51,4 @@ compat: setup   ## Run the tests against the oldest versions that pyproject.toml
 	PYTHON=$(PYTHON) tests/run_compat.sh
 
 clean:          ## Remove everything that the other targets made.
-	rm -rf .venv .venv-* build dist demo-output mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist demo-output ray-output .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

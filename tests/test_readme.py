@@ -59,9 +59,10 @@ def test_what_the_readme_says_runs(
         "probe": torch.rand(12, 6),
         "probe_texts": ["flood in the city", "help"],
     }
-    drop_in, embedding, many, measured = blocks("python")
+    names |= {"tasks": TASKS, "train_pair": lambda config: {"f1": config["lr"]}}
+    drop_in, embedding, many, measured, in_ray = blocks("python")
     # The reader meets the drop-in first; its embeddings come from the block after it.
-    for block in (embedding, drop_in, many, measured):
+    for block in (embedding, drop_in, many, measured, in_ray):
         exec(block, names)
     assert list(load_embeddings("text-embeddings")) == ["advice", "news"]
     assert "pairs eliminated before training" in capsys.readouterr().out

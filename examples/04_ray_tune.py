@@ -1,0 +1,70 @@
+"""Ray Tune with ASHA: the same script on a laptop and on a cluster.
+
+python examples/04_ray_tune.py                      starts Ray on this machine
+RAY_ADDRESS=auto python examples/04_ray_tune.py     goes to the cluster that runs here
+"""
+
+import os
+from pathlib import Path
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+import digits
+from transfer_pruner import EliminationRule, TransferPredictor, embed, estimate_savings
+from transfer_pruner_ray import TransferScheduler, records_from_results
+
+TASKS = ["digit-3", "digit-5", "digit-8", "even", "prime", "closed-loop"]
+
+
+def train_pair(config: dict, models: dict[str, digits.Network]) -> None:
+    torch.set_num_threads(1)
+    source, target = config["source"], config["target"]
+    start = None if source == target else models[source]
+    model = digits.target_model(target, config["lr"], epochs=5, source=start)
+    for _ in range(4):
+        tune.report({"f1": digits.f1(model, target, digits.DEV)})
+        rows = digits.few_shot_rows(target, draw=0)
+        digits.train(model, target, rows, config["lr"], epochs=5, batch=30, seed=0)
+
+
+def main() -> None:
+    # Workers import digits.py too, wherever they run.
+    here = {"working_dir": str(Path(__file__).parent), "excludes": ["trec_is"]}
+    ray.init(runtime_env=here, log_to_driver=False)
+    models = {task: digits.source_model(task) for task in TASKS}
+    embeddings = {
+        task: embed(model, digits.PROBE, name=task, target=1) for task, model in models.items()
+    }
+    rule = EliminationRule.top_k(TransferPredictor(embeddings), k=2)
+
+    # Models go to the object store once, not into every trial; a GPU is shared by four trials.
+    gpus = 0.25 if ray.cluster_resources().get("GPU") else 0
+    trainable = tune.with_parameters(train_pair, models=models)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1, "gpu": gpus}),
+        param_space={
+            "source": tune.grid_search(TASKS),
+            "target": tune.grid_search(["digit-3", "digit-8", "prime"]),
+            "lr": tune.loguniform(1e-3, 1e-2),
+        },
+        tune_config=tune.TuneConfig(
+            metric="f1",
+            mode="max",
+            scheduler=TransferScheduler(rule, base_scheduler=ASHAScheduler(max_t=4)),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="pairs", storage_path=os.path.abspath("ray-output"), verbose=0
+        ),
+    )
+    results = tuner.fit()
+    print(estimate_savings(records_from_results(results, rule)).headline())
+    best = results.get_best_result()
+    print(f"best: {best.config['source']} -> {best.config['target']}, F1 {best.metrics['f1']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

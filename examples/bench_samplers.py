@@ -1,0 +1,262 @@
+"""What does elimination do to each of Optuna's samplers? Searches over measured TREC-IS transfers.
+
+    python examples/bench_samplers.py
+    python examples/bench_samplers.py --targets Location Weather --seeds 3
+
+One study for each target: the source, or none, and the learning rate, 50 settings in all. The
+objective looks up the dev score that was measured (examples/trec_is/transfers.csv, mean over
+seeds), so that a search takes no training. The rule keeps k of 24 sources by attributions, from
+predictions that never saw a transfer to the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from transfer_pruner import EliminationRule
+from transfer_pruner_optuna import gate
+from transfer_pruner_optuna.sampler import TransferSampler
+from trec_is import analyse
+
+HERE = Path(__file__).parent / "trec_is"
+ENOUGH = 0.95
+"""Share of the attainable gain at which a search has found what there is."""
+MOST_ENTERED = 10
+"""A search is given up after so many times the trials that it was to finish."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """One target's measured dev scores: a row for every source, the last for none."""
+
+    target: str
+    sources: list[str | None]
+    scores: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+    @property
+    def alone(self) -> float:
+        """The single-task baseline's best score."""
+        return float(self.scores[-1].max())
+
+    @property
+    def best(self) -> float:
+        """The best score of all settings."""
+        return float(self.scores.max())
+
+    @property
+    def enough(self) -> float:
+        """The score with `ENOUGH` of the attainable gain."""
+        return self.alone + ENOUGH * (self.best - self.alone)
+
+    @property
+    def space(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        """The parameters; the rate's index is a number, for samplers that know no categories."""
+        return {
+            "source": CategoricalDistribution(self.sources),
+            "lr": IntDistribution(0, self.scores.shape[1] - 1),
+        }
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Look up what a user would train for."""
+        source = trial.suggest_categorical("source", self.sources)
+        lr = trial.suggest_int("lr", 0, self.scores.shape[1] - 1)
+        return float(self.scores[self.sources.index(source), lr])
+
+    def best_kept(self, rule: EliminationRule) -> float:
+        """Find the best score that the rule leaves: what no search can exceed."""
+        kept = [not rule.decide(source, self.target).eliminated for source in self.sources]
+        return float(self.scores[kept].max())
+
+
+SAMPLERS: dict[str, Callable[[Surface, int], BaseSampler]] = {
+    "Random": lambda _, seed: optuna.samplers.RandomSampler(seed=seed),
+    "QMC": lambda _, seed: optuna.samplers.QMCSampler(
+        scramble=True, seed=seed, warn_independent_sampling=False
+    ),
+    "NSGA-II": lambda _, seed: optuna.samplers.NSGAIISampler(population_size=10, seed=seed),
+    "CMA-ES": lambda _, seed: optuna.samplers.CmaEsSampler(
+        seed=seed, warn_independent_sampling=False
+    ),
+    "TPE": lambda _, seed: optuna.samplers.TPESampler(seed=seed),
+    "GP": lambda _, seed: optuna.samplers.GPSampler(seed=seed),
+    "Grid": lambda surface, seed: optuna.samplers.GridSampler(
+        {"source": surface.sources, "lr": range(surface.scores.shape[1])}, seed=seed
+    ),
+    "BruteForce": lambda _, seed: optuna.samplers.BruteForceSampler(seed=seed),
+}
+
+
+class Predictions:
+    """Predictions that were made before, as what a rule is made from."""
+
+    def __init__(self, table: pd.Series) -> None:
+        self._table = table
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return sorted(self._table.index.unique("target"))
+
+    def predict(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Look the predicted gains up."""
+        index = pd.MultiIndex.from_frame(pairs[["source", "target"]])
+        return self._table.reindex(index).to_numpy()
+
+    def predict_proba(self, pairs: pd.DataFrame) -> np.ndarray:
+        """Say nothing of probabilities."""
+        return np.full(len(pairs), np.nan)
+
+
+def load(metric: str) -> tuple[list[Surface], Predictions]:
+    """Arrange the measured dev scores, and predict every target from the others."""
+    transfers, features = (pd.read_csv(HERE / f"{name}.csv") for name in ("transfers", "features"))
+    data = analyse.load(transfers, features, "sequential", metric, "test")
+    surfaces = []
+    for t, target in enumerate(data.tasks):
+        others = [task for task in data.tasks if task != target]
+        rows = [data.dev[:, t, data.tasks.index(task)].mean(axis=0) for task in others]
+        scores = np.array([*rows, data.dev_baseline[:, t].mean(axis=0)])
+        surfaces.append(Surface(target, [*others, None], scores))
+    scores = analyse.predictors(features)["attributions, fitted"](data, "target").mean(axis=0)
+    table = pd.DataFrame(scores, data.tasks, data.tasks).stack()
+    table.index.names = ["target", "source"]
+    return surfaces, Predictions(table.reorder_levels(["source", "target"]))
+
+
+def search(
+    surface: Surface, rule: EliminationRule, name: str, way: str, seed: int, n_trials: int
+) -> dict[str, float]:
+    """Run one study until so many trials have finished; say what it found and what it took."""
+    # Targets list their sources alike: with equal seeds their searches would go alike too.
+    seed = zlib.crc32(f"{surface.target} {seed}".encode())
+    objective, sampler = surface.objective, SAMPLERS[name](surface, seed)
+    if way == "gate":
+        objective = gate(objective, rule, search_space=surface.space, target=surface.target)
+    elif way == "TransferSampler":
+        sampler = TransferSampler(rule, sampler, target=surface.target, seed=seed)
+
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) >= n_trials:
+            study.stop()
+
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(objective, n_trials=n_trials * MOST_ENTERED, callbacks=[stop])
+    trials = study.get_trials(deepcopy=False)
+    values = np.array([trial.value for trial in trials if trial.state == TrialState.COMPLETE])
+    sources = {trial.params["source"] for trial in trials if trial.state == TrialState.COMPLETE}
+    hits = np.flatnonzero(values >= surface.enough - 1e-12)
+    return {
+        "until": float(hits[0] + 1) if len(hits) else np.inf,
+        "lost": surface.best - values.max(initial=0.0),
+        "lost early": surface.best - values[:10].max(initial=0.0),
+        "finished": len(values),
+        "entered": len(trials),
+        "eliminated": len(trials) - len(values),
+        "surviving": sum(not rule.decide(s, surface.target).eliminated for s in sources),
+    }
+
+
+def searches(
+    surfaces: list[Surface], rule: EliminationRule, options: argparse.Namespace
+) -> Iterator[dict[str, object]]:
+    for name in options.samplers:
+        few = name == "GP"
+        seeds = options.gp_seeds if few else options.seeds
+        ways = ["alone", "gate"]
+        if name not in ("Grid", "BruteForce"):
+            ways.append("TransferSampler")
+        for way in ways:
+            begun = time.perf_counter()
+            for surface in surfaces[: options.gp_targets if few else None]:
+                for seed in range(seeds):
+                    found = search(surface, rule, name, way, seed, options.trials)
+                    yield {"sampler": name, "way": way, "target": surface.target, **found}
+            print(f"{name}, {way}: {time.perf_counter() - begun:.0f} seconds", flush=True)
+
+
+def quartiles(values: pd.Series) -> str:
+    low, middle, high = np.quantile(values.to_numpy(), [0.25, 0.5, 0.75], method="nearest")
+    cells = ["never" if np.isinf(x) else f"{x:.0f}" for x in (low, middle, high)]
+    return f"{cells[1]} ({cells[0]}, {cells[2]})"
+
+
+def mean_over_targets(rows: pd.DataFrame, column: str) -> str:
+    low_high = analyse.interval(rows.groupby("target")[column].mean().to_numpy())
+    return "{:.4f} ({:.4f}, {:.4f})".format(*low_high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--trials", type=int, default=25, help="that a search is to finish")
+    parser.add_argument("--k", type=int, default=6, help="sources that the rule keeps")
+    parser.add_argument("--metric", default="f1")
+    parser.add_argument("--gp-targets", type=int, default=5, help="a GP is slow: the first so many")
+    parser.add_argument("--gp-seeds", type=int, default=2)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(logging.ERROR)
+    surfaces, predictions = load(options.metric)
+    rule = EliminationRule.top_k(predictions, k=options.k)
+    unknown = set(options.targets or []) - {surface.target for surface in surfaces}
+    if unknown:
+        parser.error(f"--targets: {', '.join(sorted(unknown))} not among {predictions.tasks}")
+    surfaces = [s for s in surfaces if not options.targets or s.target in options.targets]
+    rows = pd.DataFrame(searches(surfaces, rule, options))
+
+    table = Table(title=f"{options.trials} finished trials of 50 settings")
+    table.add_column("sampler")
+    table.add_column("elimination")
+    for column in ("until 95%", "reached", "lost after 10", "lost at the end", "finished"):
+        table.add_column(column, justify="right")
+    for column in ("entered", "eliminated", "surviving pairs"):
+        table.add_column(column, justify="right")
+    for (name, way), of in rows.groupby(["sampler", "way"], sort=False):
+        table.add_row(
+            str(name),
+            str(way),
+            quartiles(of["until"]),
+            f"{np.isfinite(of['until']).mean():.0%}",
+            mean_over_targets(of, "lost early"),
+            mean_over_targets(of, "lost"),
+            quartiles(of["finished"]),
+            quartiles(of["entered"]),
+            quartiles(of["eliminated"]),
+            quartiles(of["surviving"]),
+        )
+    console = Console(width=190)
+    console.print(table)
+    attainable = np.array([surface.best - surface.alone for surface in surfaces])
+    lost = np.array([surface.best - surface.best_kept(rule) for surface in surfaces])
+    reachable = [surface.best_kept(rule) >= surface.enough - 1e-12 for surface in surfaces]
+    console.print(
+        f"Until 95%, finished, entered, eliminated, surviving pairs: median (quartiles) over "
+        f"targets and seeds. Lost: exhaustive best dev score minus the search's, mean over targets "
+        f"(95% bootstrap interval); after the first 10 finished trials and at the end.\n"
+        f"{len(surfaces)} targets, {options.seeds} seeds; GP: the first "
+        f"{min(options.gp_targets, len(surfaces))} targets, {options.gp_seeds} seeds. A search is "
+        f"given up after {MOST_ENTERED * options.trials} trials.\n"
+        f"On dev the best source gains {attainable.mean():.4f} {options.metric} over the baseline. "
+        f"A perfect search among what the rule keeps ({options.k} sources and the baseline) loses "
+        f"{lost.mean():.4f}, and can reach 95% of the gain for {np.mean(reachable):.0%} of targets."
+    )
+
+
+if __name__ == "__main__":
+    main()
