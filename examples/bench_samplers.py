@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,9 +32,13 @@ from rich.table import Table
 from transfer_pruner import EliminationRule
 from transfer_pruner_optuna import gate
 from transfer_pruner_optuna.sampler import TransferSampler
-from trec_is import analyse
 
 HERE = Path(__file__).parent / "trec_is"
+sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
+from analyse import interval  # noqa: E402
+from scores import predictors  # noqa: E402
+from table import load as load_table  # noqa: E402
+
 ENOUGH = 0.95
 """Share of the attainable gain at which a search has found what there is."""
 MOST_ENTERED = 10
@@ -125,14 +130,14 @@ class Predictions:
 def load(metric: str) -> tuple[list[Surface], Predictions]:
     """Arrange the measured dev scores, and predict every target from the others."""
     transfers, features = (pd.read_csv(HERE / f"{name}.csv") for name in ("transfers", "features"))
-    data = analyse.load(transfers, features, "sequential", metric, "test")
+    data = load_table(transfers, features, "sequential", metric, "test")
     surfaces = []
     for t, target in enumerate(data.tasks):
         others = [task for task in data.tasks if task != target]
         rows = [data.dev[:, t, data.tasks.index(task)].mean(axis=0) for task in others]
         scores = np.array([*rows, data.dev_baseline[:, t].mean(axis=0)])
         surfaces.append(Surface(target, [*others, None], scores))
-    scores = analyse.predictors(features)["attributions, fitted"](data, "target").mean(axis=0)
+    scores = predictors(features)["attributions, fitted"](data, "target").mean(axis=0)
     table = pd.DataFrame(scores, data.tasks, data.tasks).stack()
     table.index.names = ["target", "source"]
     return surfaces, Predictions(table.reorder_levels(["source", "target"]))
@@ -196,7 +201,7 @@ def quartiles(values: pd.Series) -> str:
 
 
 def mean_over_targets(rows: pd.DataFrame, column: str) -> str:
-    low_high = analyse.interval(rows.groupby("target")[column].mean().to_numpy())
+    low_high = interval(rows.groupby("target")[column].mean().to_numpy())
     return "{:.4f} ({:.4f}, {:.4f})".format(*low_high)
 
 

@@ -1,0 +1,132 @@
+"""What is compared: every way to score the pairs of the measured tables, learning out of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingRegressor
+from table import Array, Measured
+
+from transfer_pruner import TransferPredictor
+
+# Predictors: what they go by. A single column is taken as it is, more are learnt from.
+ATTRIBUTIONS = (
+    *("cosine", "containment", "example_cosine", "cka", "source_rank", "target_rank", "norm_ratio"),
+    "tokens_cosine",
+)
+PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
+LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
+
+
+def columns_of(features: pd.DataFrame, kinds: tuple[str, ...]) -> list[str]:
+    return [name for name in features if name.partition("[")[0] in kinds]
+
+
+def held_out(data: Measured, regime: str) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Split rows into those learnt from and those predicted."""
+    sources, targets = data.features["source"].to_numpy(), data.features["target"].to_numpy()
+    folds = np.array_split(np.random.default_rng(0).permutation(data.tasks), 5)
+    if regime == "target":
+        for task in data.tasks:
+            yield targets != task, targets == task
+    elif regime == "source":
+        for fold in folds:
+            yield ~np.isin(sources, fold), np.isin(sources, fold)
+    else:
+        for of_sources in folds:
+            for of_targets in folds:
+                s, t = np.isin(sources, of_sources), np.isin(targets, of_targets)
+                yield ~s & ~t, s & t
+
+
+def fitted(
+    data: Measured,
+    regime: str,
+    columns: list[str],
+    regressor: BaseEstimator | None = None,
+    method: str = "predict",
+) -> Array:
+    """Predict every pair by a TransferPredictor that did not learn from it, as `regime` says."""
+    gains = data.dev_gain.ravel()
+    usable = np.isfinite(gains)
+    scores = np.full(len(gains), np.nan)
+    for learnt, predicted in held_out(data, regime):
+        learnt, predicted = learnt & usable, predicted & usable
+        predictor = TransferPredictor(feature_columns=columns, regressor=regressor)
+        predictor.fit(data.features[learnt], gains[learnt])
+        scores[predicted] = getattr(predictor, method)(data.features[predicted])
+    return scores.reshape(data.dev_gain.shape)
+
+
+def of_column(data: Measured, name: str) -> Array:
+    return data.features[name].to_numpy(dtype=float).reshape(data.dev_gain.shape)
+
+
+def equal_weights(data: Measured, columns: list[str]) -> Array:
+    """Add up columns, each standardised over the sources of a target: nothing is learnt."""
+    total = np.zeros(data.dev_gain.shape)
+    for column in columns:
+        values = of_column(data, column)
+        centred = values - np.nanmean(values, axis=-1, keepdims=True)
+        total += centred / np.nanstd(values, axis=-1, keepdims=True)
+    return total
+
+
+def popularity(data: Measured, regime: str) -> Array:
+    """Mean gain of a source on other targets, nothing else; undefined for unknown sources."""
+    if regime != "target":
+        return np.full(data.dev_gain.shape, np.nan)
+    gains = data.dev_gain - np.nanmean(data.dev_gain, axis=2, keepdims=True)
+    total, count = np.nansum(gains, axis=(0, 1)), np.isfinite(gains).sum(axis=(0, 1))
+    own = np.nansum(gains, axis=0)
+    rest = (total - own) / (count - np.isfinite(gains).sum(axis=0))
+    return np.broadcast_to(rest, gains.shape)
+
+
+Scores = Callable[[Measured, str], Array]
+
+
+def predictors(features: pd.DataFrame) -> dict[str, Scores]:
+    """Name what is compared."""
+    attributions = columns_of(features, ATTRIBUTIONS)
+    everything = [*attributions, *PROBING, *LABELS]
+    trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, random_state=0)
+    return {
+        "source size": lambda data, _: of_column(data, "source_size"),
+        "popularity": popularity,
+        "label correlation": lambda data, _: of_column(data, "label_correlation"),
+        "zero-shot average precision": lambda data, _: of_column(data, "zero_shot_ap"),
+        "LogME": lambda data, _: of_column(data, "logme"),
+        "H-score": lambda data, _: of_column(data, "h_score"),
+        "attributions, nothing measured": lambda data, _: of_column(data, "attribution_score"),
+        "attributions with cosine of examples": lambda data, _: (
+            of_column(data, "attribution_score")
+            + np.mean(
+                [of_column(data, name) for name in columns_of(features, ("example_cosine",))],
+                axis=0,
+            )
+        ),
+        "attributions and probing, equal weights": lambda data, _: equal_weights(
+            data, ["attribution_score", "logme", "zero_shot_auc"]
+        ),
+        "attributions, fitted": lambda data, regime: fitted(data, regime, attributions),
+        "attributions, boosted trees": lambda data, regime: fitted(
+            data, regime, attributions, trees
+        ),
+        "attributions and probing, fitted": lambda data, regime: fitted(
+            data, regime, [*attributions, *PROBING]
+        ),
+        "all, fitted": lambda data, regime: fitted(data, regime, everything),
+        "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
+    }
+
+
+def all_scores(data: Measured, regime: str) -> dict[str, Array]:
+    """Score every pair by every predictor that can be had in this regime."""
+    made = {name: of(data, regime) for name, of in predictors(data.features).items()}
+    usable = np.isfinite(data.dev_gain)
+    return {name: scores for name, scores in made.items() if np.isfinite(scores[usable]).any()}
