@@ -247,8 +247,12 @@ class _Gate:
     def _kept_params(self, trial: Trial, rule: EliminationRule) -> dict[str, Any] | None:
         """Find a pair that the rule keeps, for the trial's own target if there is one.
 
-        With it comes what the trial had suggested before, which leads into the same branch.
+        With it comes what the trial had suggested before, which leads into the same branch; of a
+        grid a value for every parameter, without which its sampler takes no fixed ones.
         """
+        known = trial.study._storage.get_trial(trial._trial_id).system_attrs
+        grid = known.get("search_space", {}) if "grid_id" in known else {}
+        first = {name: values[0] for name, values in grid.items()}
         names = self._pair_of.params
         choices = []
         for name in names:
@@ -260,7 +264,7 @@ class _Gate:
         for values in product(*reversed(choices)):
             params = dict(zip(reversed(names), values, strict=True))
             if not rule.decide(*self._pair_of(params)).eliminated:
-                return trial.params | params
+                return first | trial.params | params
         return None
 
     def _eliminate(

@@ -160,6 +160,34 @@ def test_the_scout_leaves_what_the_user_enqueued_alone(rule: EliminationRule) ->
     assert states == [TrialState.PRUNED, TrialState.WAITING, TrialState.COMPLETE]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_grid_whose_first_pair_is_eliminated_is_visited_whole(
+    rule: EliminationRule, seed: int
+) -> None:
+    grid = {"source": TASKS, "target": ["e", "f"], "lr": [0.1, 0.2]}
+    trained = []
+
+    def objective(trial: optuna.Trial) -> float:
+        pair = [trial.suggest_categorical(name, grid[name]) for name in ("source", "target")]
+        trained.append((*pair, trial.suggest_categorical("lr", grid["lr"])))
+        return 0.0
+
+    study = optuna.create_study(sampler=optuna.samplers.GridSampler(grid, seed=seed))
+    study.optimize(gate(objective, rule))
+    scouts = sum("transfer_pruner.scout" in trial.user_attrs for trial in study.trials)
+    assert len(study.trials) == 24 + scouts
+    assert scouts == (study.trials[0].state == TrialState.PRUNED)
+    kept = {
+        (s, t, lr)
+        for s in TASKS
+        for t in ("e", "f")
+        for lr in (0.1, 0.2)
+        if not eliminated(rule, (s, t))
+    }
+    assert set(trained) == kept
+    assert len(trained) == len(kept) + scouts
+
+
 def test_where_every_pair_is_eliminated_nothing_trains() -> None:
     def objective(trial: optuna.Trial) -> float:
         trial.suggest_categorical("source", ["a", "b"])
