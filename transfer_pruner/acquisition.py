@@ -25,7 +25,9 @@ def suggest_pairs(
     where z is the predictor's score, standardised over the candidates of the target, and
     :math:`n_s`, :math:`n_t` count the measured and the already chosen pairs of the source and of
     the target: what one pair teaches of a source's popularity holds for every target. The form of
-    an upper confidence bound; ours.
+    an upper confidence bound; ours. On TREC-IS it found the good sources of the measured targets
+    in a quarter of the pairs that random choice took; the ranking of other targets was learnt as
+    fast at random (examples/trec_is/README.md).
 
     Parameters
     ----------

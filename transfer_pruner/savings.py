@@ -39,8 +39,8 @@ class Savings:
         Exhaustive minus spent: attribution and deciding are paid for here. Negative if they cost
         more than they saved.
     estimated_seconds_saved_interval : tuple of two floats
-        Percentile bootstrap interval at `confidence`, over the trained trials that stand in for
-        each eliminated one.
+        Interval at `confidence`, of the trials that did not run and of the machine's unsteadiness:
+        see `estimate_savings`.
     estimated_fraction_saved : float
         Of the exhaustive seconds; NaN if nothing was searched.
     confidence : float
@@ -107,7 +107,10 @@ def estimate_savings(
     """Estimate what a search with elimination saved over the same search without.
 
     Each eliminated trial is taken to cost what trained trials like it cost: a regression tree over
-    the hyperparameters groups trials of similar duration, and the mean of its group stands in.
+    the hyperparameters groups trials of similar duration, and the mean of its group stands in. The
+    interval is of what the eliminated trials would take if they ran now: a bootstrap over the
+    trained ones, widened by how much stretches of the search differ from each other beyond that, as
+    they do on a shared machine. examples/bench_savings.py runs them and counts. Ours.
 
     Parameters
     ----------
@@ -274,7 +277,27 @@ def _avoided_seconds(
         means = rng.choice(alike, (n_resamples, len(alike))).mean(axis=1)
         spread = alike.std(ddof=1) if len(alike) > 1 else 0.0
         draws += count * means + rng.normal(0.0, spread * math.sqrt(count), n_resamples)
-    return float(mean), draws
+    means = pd.Series(seconds).groupby(groups[: len(trained)]).transform("mean").to_numpy()
+    order = np.argsort([record.number for record in trained], kind="stable")
+    return float(mean), draws * _another_time((seconds / means)[order], n_resamples, rng)
+
+
+def _another_time(relative: FloatArray, n_resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Draw by what factor the machine of another time differs from the one that was measured.
+
+    `relative` are seconds by the mean of trials alike, in order. Stretches of a search that differ
+    by more than their trials' spread explains tell how unsteady the machine is; the eliminated
+    trials are one stretch more.
+    """
+    n = min(5, len(relative) // 5)
+    if n < 2:
+        return np.ones(n_resamples)
+    stretches = np.array_split(relative, n)
+    means = np.array([stretch.mean() for stretch in stretches])
+    by_chance = np.mean([stretch.var(ddof=1) / len(stretch) for stretch in stretches])
+    unsteady = math.sqrt(max(0.0, means.var(ddof=1) - by_chance))
+    factor = 1 + unsteady * math.sqrt(1 + 1 / n) * rng.standard_t(n - 1, n_resamples)
+    return np.maximum(factor, 0.0)
 
 
 def _encoded(values: pd.Series) -> FloatArray:

@@ -59,6 +59,32 @@ def test_the_interval_covers_what_the_trials_would_have_taken() -> None:
     assert covered >= 168
 
 
+def test_a_machine_that_is_slower_at_times_widens_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        # Each stretch of twelve trials has its own slowness; the eliminated ones run at another.
+        slowness = np.repeat(rng.normal(1.0, 0.15, 6), 12)
+        seconds = slowness * rng.gamma(50.0, 0.02, 72)
+        records = [trained(i, x) for i, x in enumerate(seconds[:60])]
+        records += [eliminated(i) for i in range(60, 72)]
+        low, high = estimate_savings(records, n_resamples=300).estimated_seconds_saved_interval
+        covered += low <= seconds[60:].sum() - 0.12 <= high
+    assert covered >= 168
+
+
+def test_the_order_in_which_records_are_given_is_no_order_in_time() -> None:
+    records = [trained(i, 1.0 + (i >= 30) + 0.01 * (i % 3)) for i in range(60)]
+    records.append(eliminated(60))
+    shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
+    low, high = estimate_savings(records).estimated_seconds_saved_interval
+    for_any_order = estimate_savings(shuffled).estimated_seconds_saved_interval
+    steady = [trained(i, 1.0 + i % 2 + 0.01 * (i % 3)) for i in range(60)]
+    at_once = estimate_savings([*steady, eliminated(60)]).estimated_seconds_saved_interval
+    assert for_any_order == pytest.approx((low, high), rel=0.15)
+    assert high - low > 1.5 * (at_once[1] - at_once[0])
+
+
 def test_settings_that_are_words_or_missing_can_set_the_cost() -> None:
     records = [
         trained(i, 1.0 + 4.0 * (i % 2), size="large" if i % 2 else "small") for i in range(20)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -109,11 +110,14 @@ def value_of(params: dict[str, Any]) -> float:
 class Training:
     """The objective: logs that it begins to train and that it has."""
 
-    def __init__(self, log: Log, asks_pruner: bool, seconds: float, dies_in: int) -> None:
+    def __init__(
+        self, log: Log, asks_pruner: bool, seconds: float, dies_in: int, beats: bool
+    ) -> None:
         self._log = log
         self._asks_pruner = asks_pruner
         self._seconds = seconds
         self._dies_in = dies_in
+        self._beats = beats
         self._begun = 0
         self._lock = threading.Lock()
 
@@ -129,6 +133,8 @@ class Training:
             last = self._begun == self._dies_in
         self._log.write("begin", number=trial.number, params=trial.params)
         if last:
+            if self._beats:
+                wait_for_heartbeat(trial)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self._seconds)
         value = value_of(trial.params)
@@ -136,10 +142,21 @@ class Training:
         return value
 
 
+def wait_for_heartbeat(trial: optuna.Trial) -> None:
+    """Wait until the storage has seen the trial alive: Optuna never misses one that it has not."""
+    engine = trial.study._storage._backend.engine  # type: ignore[attr-defined]
+    seen = sqlalchemy.text("SELECT 1 FROM trial_heartbeats WHERE trial_id = :trial")
+    while True:
+        with engine.connect() as connection:
+            if connection.execute(seen, {"trial": trial._trial_id}).first():
+                return
+        time.sleep(0.05)
+
+
 def work(job: Job, study: optuna.Study) -> None:
     """Do the job's trials in this process."""
     log, rule = Log(job.folder), rule_of(job.folder)
-    objective = Training(log, job.adapter == "pruner", job.seconds, job.dies_in)
+    objective = Training(log, job.adapter == "pruner", job.seconds, job.dies_in, job.heartbeat > 0)
     run: Any = objective
     if job.adapter == "pruner":
         study.pruner = TransferPruner(rule, audit_fraction=job.audit_fraction)
