@@ -135,7 +135,7 @@ def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) ->
     alone = {}
     for name in bench.names:
         by_lr = [bench.train_target(None, name, lr, seed)[0] for lr in bench.lrs]
-        alone[name] = max(by_lr, key=lambda top: bench.scores(top, name)["dev_ap"])
+        alone[name] = max(by_lr, key=lambda top: bench.scores(top, name)[0]["dev_ap"])
     started = time.process_time()
     sources, targets = (
         {name: embed_top(top, probe, name, n_steps, method) for name, top in models.items()}
