@@ -1,12 +1,16 @@
 """From a spool's events to what MLflow shows; every figure follows from the events alone.
 
 What it must satisfy: the same events give the same points, with the same steps and timestamps,
-while the search runs and at any replay. So a point that is sent twice is one point.
+while the search runs and at any replay. So a point that is sent twice is one point. Of a trial
+only a number, its seconds and what became of it stay in memory: the rest is read again from the
+events when a figure needs it.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -34,40 +38,70 @@ class Point(NamedTuple):
 class Ledger:
     """What is known of a search after some of its events.
 
+    Parameters
+    ----------
+    taken : callable, optional
+        Gives every event that was added so far, again; left out, they are kept here.
+
     Attributes
     ----------
-    records : dict of int to TrialRecord
-        By the trial's number: a record with the number of an earlier one corrects it.
-    timestamps : dict of int to int
-        When each trial was decided, in milliseconds.
     artifacts : dict of str to str
         Name in MLflow to file.
     settings : dict
         Those of the last session.
+    run_id : str or None
+        The run that the last session wrote into.
     status : str
-        How that ended.
+        How the last session ended.
     closed : bool
         Whether it ended as it should.
     """
 
-    def __init__(self) -> None:
-        self.records: dict[int, TrialRecord] = {}
-        self.timestamps: dict[int, int] = {}
+    def __init__(self, taken: Callable[[], Iterable[Event]] | None = None) -> None:
         self.artifacts: dict[str, str] = {}
         self.settings: dict[str, Any] = {}
+        self.run_id: str | None = None
         self.status = "KILLED"
         self.closed = False
+        self._kept: list[Event] | None = None if taken else []
+        self._taken = taken or (lambda: self._kept or [])
+        # By the trial's number: a record with the number of an earlier one corrects it.
+        self._known: dict[int, tuple[str, float]] = {}
         self._seconds = 0.0
-        self._counts = {"trained": 0, "eliminated": 0, "failed": 0}
+        self._counts: dict[str, int] = {"trained": 0, "eliminated": 0, "failed": 0}
         self._last = 0
         self._last_estimate = 0
         self._unestimated = self._corrected = False
 
+    @property
+    def decided(self) -> int:
+        """Number of trials."""
+        return len(self._known)
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial's latest record, in the order of their numbers."""
+        return sorted((record for record, _ in self._decisions()), key=lambda record: record.number)
+
+    def _decisions(self) -> list[tuple[TrialRecord, int]]:
+        """Return every trial's latest record and when it was decided first, in that order."""
+        latest: dict[int, dict[str, Any]] = {}
+        times: dict[int, int] = {}
+        for event in self._taken():
+            if event.kind == "trial":
+                number = event.data["number"]
+                latest[number] = event.data
+                times.setdefault(number, event.timestamp)
+        return [(decode_record(latest[number]), time) for number, time in times.items()]
+
     def add(self, event: Event) -> list[Point]:
         """Take an event; return the points that it makes."""
         points: list[Point] = []
+        if self._kept is not None:
+            self._kept.append(event)
         if event.kind == "run":
             self.settings, self.closed, self.status = event.data, False, "KILLED"
+        elif event.kind == "connected":
+            self.run_id = event.data["run_id"]
         elif event.kind == "trial":
             points = self._add_trial(decode_record(event.data), event.timestamp)
         elif event.kind == "metrics":
@@ -83,11 +117,12 @@ class Ledger:
         """Return every figure of savings and audit at the last step, unless it is known."""
         if not self._unestimated:
             return []
-        metrics = self.savings().metrics()
+        records = self.records()
+        metrics = self._savings(records).metrics()
         if not self._corrected:
             # These have been told with the trial, and are equal but for the order of a sum.
             metrics = {key: value for key, value in metrics.items() if key not in self._told()}
-        audit = self.audit()
+        audit = self._audit(records)
         if audit is not None:
             metrics |= audit.metrics()
         # What corrects a point comes after it, in however short a search.
@@ -98,37 +133,39 @@ class Ledger:
 
     def savings(self) -> Savings:
         """Estimate the savings of the trials so far."""
+        return self._savings(self.records())
+
+    def _savings(self, records: list[TrialRecord]) -> Savings:
         single_task, attribution = self._seconds_before()
         return estimate_savings(
-            list(self.records.values()),
-            single_task_seconds=single_task,
-            attribution_seconds=attribution,
+            records, single_task_seconds=single_task, attribution_seconds=attribution
         )
 
-    def audit(self) -> AuditEstimate | None:
+    def _audit(self, records: list[TrialRecord]) -> AuditEstimate | None:
         """Estimate what elimination misses; None if no trial was audited."""
         maximize = self.settings.get("maximize")
-        if maximize is None or not any(record.audit for record in self.records.values()):
+        if maximize is None or not any(record.audit for record in records):
             return None
-        return estimate_audit(self.records.values(), maximize=maximize)
+        return estimate_audit(records, maximize=maximize)
 
     def _add_trial(self, record: TrialRecord, timestamp: int) -> list[Point]:
-        known = self.records.get(record.number)
-        for one, sign in ((known, -1), (record, 1)):
+        known = self._known.get(record.number)
+        # JSON gives a new text each time.
+        now = sys.intern(record.outcome), record.seconds
+        for one, sign in ((known, -1), (now, 1)):
             if one is not None:
-                self._seconds += sign * one.seconds
-                self._counts[one.outcome] += sign
-        self.records[record.number] = record
+                self._counts[one[0]] += sign
+                self._seconds += sign * one[1]
+        self._known[record.number] = now
         self._last, self._unestimated = timestamp, True
         if known is not None:
             self._corrected = True
             return []
         # What is told of this step has the corrections of earlier ones in it.
         self._corrected = False
-        self.timestamps[record.number] = timestamp
         points = self._points(self._told(), timestamp)
         late = timestamp - self._last_estimate >= _ESTIMATE_MILLISECONDS
-        if _is_milestone(len(self.records)) or late:
+        if _is_milestone(self.decided) or late:
             points += self.estimates()
         return points
 
@@ -145,7 +182,7 @@ class Ledger:
         return settings.get("single_task_seconds", 0.0), settings.get("attribution_seconds", 0.0)
 
     def _points(self, metrics: dict[str, float], timestamp: int) -> list[Point]:
-        step = len(self.records)
+        step = self.decided
         return [Point(key, float(value), timestamp, step) for key, value in metrics.items()]
 
     def decisions_table(self) -> pd.DataFrame:
@@ -153,10 +190,10 @@ class Ledger:
         rows = [
             {
                 "decided": pd.Timestamp(timestamp, unit="ms", tz="UTC").isoformat(),
-                **asdict(self.records[number]),
-                "source": source_name(self.records[number].source),
+                **asdict(record),
+                "source": source_name(record.source),
             }
-            for number, timestamp in self.timestamps.items()
+            for record, timestamp in self._decisions()
         ]
         return pd.DataFrame(rows)
 
@@ -166,7 +203,7 @@ class Ledger:
         The gain is measured: the mean over the pair's trials, against the target's baseline
         trials. Where that is not known, and for eliminated pairs, it is empty.
         """
-        records = list(self.records.values())
+        records = self.records()
         trials = pd.DataFrame([asdict(record) for record in records])
         trials["source"] = [source_name(record.source) for record in records]
         # Which value is the best, the records do not say.
@@ -191,7 +228,8 @@ class Ledger:
 
     def note(self) -> str:
         """Describe the search, the headline first, and say what is measured."""
-        savings, audit = self.savings(), self.audit()
+        records = self.records()
+        savings, audit = self._savings(records), self._audit(records)
         rule = self.settings.get("tags", {}).get("transfer_pruner.rule")
         lines = [
             f"**{savings.headline()}**",

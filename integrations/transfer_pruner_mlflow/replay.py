@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,13 +90,13 @@ def _replay(path: Path, tracking_uri: str | None, only_new: bool) -> Synced | No
 
     spool = Spool(path, _raise)
     try:
-        events = spool.earlier
-        if not events:
+        last = deque(spool.events(), maxlen=1)
+        if not last:
             raise ValueError(f"spool {path} holds no event of a search.")
-        if only_new and events[-1].kind == "synced":
+        if only_new and last[0].kind == "synced":
             return None
-        ledger = Ledger()
-        points = [point for event in events for point in ledger.add(event)]
+        ledger = Ledger(spool.taken)
+        points = [point for event in spool.take() for point in ledger.add(event)]
         if not ledger.closed:
             points += ledger.estimates()
         uri = tracking_uri or ledger.settings["tracking_uri"]
@@ -104,19 +105,18 @@ def _replay(path: Path, tracking_uri: str | None, only_new: bool) -> Synced | No
                 f"spool {path} does not say where to send it, since that address holds a "
                 "password: pass tracking_uri=."
             )
-        created = [event.data["run_id"] for event in events if event.kind == "connected"]
         run = SavingsRun(
             MlflowClient(tracking_uri=uri),
             ledger.settings,
             spool.id,
-            run_id=created[-1] if created else None,
+            run_id=ledger.run_id,
             uncertain=True,
         )
         run.send(points)
         run.summarise(ledger)
         run.end(ledger.status)
         spool.append("synced", {"tracking_uri": ledger.settings["tracking_uri"]})
-        return Synced(1, len(ledger.records), run.sent, run.already_there, (run.run_id,))
+        return Synced(1, ledger.decided, run.sent, run.already_there, (run.run_id,))
     finally:
         spool.close()
 

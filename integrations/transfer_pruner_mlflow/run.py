@@ -64,7 +64,7 @@ class SavingsRun:
         if run is None:
             run = self._create(settings, spool_id)
         elif uncertain or not self._owned:
-            self._describe(run.info.run_id, settings)
+            self._describe(run, settings)
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
 
@@ -92,7 +92,7 @@ class SavingsRun:
             if Path(file).is_file():
                 folder, _, _ = artifact.rpartition("/")
                 self._client.log_artifact(self.run_id, file, folder or None)
-        if not ledger.records:
+        if not ledger.decided:
             return
         tags = self._client.get_run(self.run_id).data.tags
         if NOTE_ENDS in tags.get(_NOTE, NOTE_ENDS):
@@ -145,15 +145,17 @@ class SavingsRun:
         if parent and self._client.get_run(parent).info.experiment_id == experiment_id:
             tags["mlflow.parentRunId"] = parent
         run = self._client.create_run(experiment_id, tags=tags, run_name=settings["run_name"])
-        self._describe(run.info.run_id, settings)
+        self._describe(run, settings)
         return run
 
-    def _describe(self, run_id: str, settings: dict[str, Any]) -> None:
-        # Parameters of somebody else's run are theirs: a name that is taken cannot be written.
+    def _describe(self, run: Run, settings: dict[str, Any]) -> None:
+        # Parameters of somebody else's run are theirs: a name that is taken cannot be written. Nor
+        # can one of ours, by a search that goes on with another rule.
         params = settings["params"] if self._owned else {}
+        new = {key: value for key, value in params.items() if key not in run.data.params}
         self._client.log_batch(
-            run_id,
-            params=[Param(key, value) for key, value in params.items()],
+            run.info.run_id,
+            params=[Param(key, value) for key, value in new.items()],
             tags=[RunTag(key, value) for key, value in settings["tags"].items()],
         )
 

@@ -1,18 +1,20 @@
 """What a search decided, on disk before anything is sent: one JSON line an event.
 
 What it must satisfy: a line that `append` returned from outlives the process, however that ends;
-a line that was cut off in writing costs itself only; and two processes never write one file.
+a line that was cut off in writing costs itself only; two processes never write one file; and what
+the disk holds is not held in memory as well.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -55,22 +57,29 @@ class Event:
     data: dict[str, Any]
 
 
+class _Mark(NamedTuple):
+    """How far somebody has read: bytes of the file, then events that it did not take."""
+
+    byte: int = 0
+    event: int = 0
+
+
 class Spool:
-    """One tracker's file of events.
+    """One tracker's file of events, which any threads may write and read, and one takes from.
 
     Parameters
     ----------
     path : Path
         Appended to if it is there.
     on_error : callable of an OSError
-        Told once if the file cannot be written; from then on events are in memory only.
+        Told once if the file cannot be written; from then on events are in memory.
 
     Attributes
     ----------
     id : str
         That of the file's first event, else a new one.
-    earlier : list of Event
-        What the file held.
+    resumed : bool
+        Whether the file held events already.
     works : bool
         Whether everything that was appended has reached the disk.
 
@@ -83,10 +92,13 @@ class Spool:
     def __init__(self, path: Path, on_error: Callable[[OSError], None]) -> None:
         self.path = path
         self.id = uuid4().hex
-        self.earlier: list[Event] = []
+        self.resumed = False
         self.works = True
         self._on_error = on_error
         self._count = 0
+        self._taken = _Mark()
+        self._not_on_disk: list[Event] = []
+        self._lock = threading.Lock()
         self._descriptor: int | None = None
         try:
             _make_directory(path.parent)
@@ -103,16 +115,34 @@ class Spool:
 
     def append(self, kind: Kind, data: dict[str, Any]) -> Event:
         """Write an event; never raises for a disk that is full or gone."""
-        event = Event(f"{self.id}/{self._count}", kind, int(time.time() * 1000), data)
-        line = json.dumps(vars(event), default=_plain, skipkeys=True)
-        self._count += 1
-        if self.works and self._descriptor is not None:
-            try:
-                self._put(line.encode() + b"\n")
-            except OSError as error:
-                self._give_up(error)
-        # As a replay will read it, so that what is sent now is what would be sent then.
-        return Event(**json.loads(line))
+        with self._lock:
+            event = Event(f"{self.id}/{self._count}", kind, int(time.time() * 1000), data)
+            line = json.dumps(vars(event), default=_plain, skipkeys=True)
+            # As a replay will read it, so that what is sent now is what would be sent then.
+            event = Event(**json.loads(line))
+            self._count += 1
+            if self.works and self._descriptor is not None:
+                try:
+                    self._put(line.encode() + b"\n")
+                except OSError as error:
+                    self._give_up(error)
+            if not self.works:
+                self._not_on_disk.append(event)
+        return event
+
+    def events(self) -> Iterator[Event]:
+        """Read everything that was appended so far, in this session and before."""
+        return (event for event, _ in self._read(_Mark(), None))
+
+    def take(self) -> Iterator[Event]:
+        """Read what was appended and not taken yet; for one thread."""
+        for event, mark in self._read(self._taken, None):
+            self._taken = mark
+            yield event
+
+    def taken(self) -> Iterator[Event]:
+        """Read again what `take` has given so far."""
+        return (event for event, _ in self._read(_Mark(), self._taken))
 
     def sync(self) -> None:
         """Ask the disk to hold what was appended."""
@@ -125,12 +155,13 @@ class Spool:
     def rename(self, name: str) -> None:
         """Give the file the name of its run, unless one of that name is there."""
         path = self.path.with_name(f"{name}.jsonl")
-        if self.works and not path.exists():
-            try:
-                os.rename(self.path, path)
-            except OSError:
-                return
-            self.path = path
+        with self._lock:
+            if self.works and not path.exists():
+                try:
+                    os.rename(self.path, path)
+                except OSError:
+                    return
+                self.path = path
 
     def close(self) -> None:
         """Let others write the file."""
@@ -140,12 +171,41 @@ class Spool:
 
     def _go_on(self) -> None:
         """Take up where an earlier session ended, after a line of its own if that was cut off."""
-        self.earlier = read_events(self.path)
-        if self.earlier:
-            self.id = self.earlier[0].id.partition("/")[0]
-            self._count = 1 + max(int(event.id.partition("/")[2]) for event in self.earlier)
-        if not self.path.read_bytes().endswith(b"\n"):
-            self._put(b"\n")
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                self._put(b"\n")
+        for event in self.events():
+            spool, _, count = event.id.partition("/")
+            self.id = self.id if self.resumed else spool
+            self._count = max(self._count, int(count) + 1)
+            self.resumed = True
+
+    def _read(self, begin: _Mark, end: _Mark | None) -> Iterator[tuple[Event, _Mark]]:
+        """Read the file, then what it did not take; with each event, where it ends."""
+        with self._lock:
+            try:
+                file = self.path.open("rb")
+            except OSError:
+                # Whatever is not there was never written; or somebody has deleted it.
+                if self.works:
+                    raise
+                file = None
+            if end is None:
+                size = os.fstat(file.fileno()).st_size if file is not None else 0
+                end = _Mark(size, len(self._not_on_disk))
+        byte = begin.byte
+        if file is not None:
+            with file:
+                file.seek(byte)
+                # A line that is not whole is being written, or never will be.
+                while byte < end.byte and (line := file.readline()).endswith(b"\n"):
+                    byte += len(line)
+                    event = _decode(line)
+                    if event is not None:
+                        yield event, _Mark(byte, begin.event)
+        for at in range(begin.event, end.event):
+            yield self._not_on_disk[at], _Mark(byte, at + 1)
 
     def _put(self, line: bytes) -> None:
         assert self._descriptor is not None
@@ -166,13 +226,8 @@ def read_events(path: Path) -> list[Event]:
     OSError
         If there is no such file.
     """
-    events = []
-    for line in path.read_bytes().splitlines():
-        try:
-            events.append(Event(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return events
+    events = (_decode(line) for line in path.read_bytes().splitlines())
+    return [event for event in events if event is not None]
 
 
 def encode_record(record: TrialRecord) -> dict[str, Any]:
@@ -185,6 +240,13 @@ def decode_record(data: dict[str, Any]) -> TrialRecord:
     """Turn what `encode_record` made, read from JSON, back into a record."""
     source = data["source"]
     return TrialRecord(**data | {"source": tuple(source) if isinstance(source, list) else source})
+
+
+def _decode(line: bytes) -> Event | None:
+    try:
+        return Event(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def password_of(uri: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The savings of one search as one MLflow run, written by a thread of its own.
+"""The savings of one search as one MLflow run: what a user types.
 
 What it must satisfy: training never waits for MLflow and never sees its errors, whatever the server
 does; what is decided is on disk before it is sent; no run is ended that was not created here; and
@@ -7,29 +7,27 @@ no global state of MLflow (active run, tracking URI, environment) is changed.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import shutil
 import tempfile
 import threading
 import time
-import warnings
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-import transfer_pruner
-from transfer_pruner.embedding import TransferPrunerWarning
 from transfer_pruner.learning import LearningRule
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule import EliminationRule
-from transfer_pruner.savings import Savings, estimate_savings
+from transfer_pruner.savings import Savings
 from transfer_pruner_mlflow.attach import attach
-from transfer_pruner_mlflow.ledger import Ledger, Point
+from transfer_pruner_mlflow.energy import EnergyMeter
+from transfer_pruner_mlflow.ledger import Ledger
+from transfer_pruner_mlflow.messages import Messages
+from transfer_pruner_mlflow.report import REPORT, write_report_files
+from transfer_pruner_mlflow.settings import rule_params, rule_tags
 from transfer_pruner_mlflow.spool import (
     DEFAULT_DIRECTORY,
     Event,
@@ -39,29 +37,27 @@ from transfer_pruner_mlflow.spool import (
     encode_record,
     password_of,
 )
+from transfer_pruner_mlflow.writer import Writer
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import optuna
     from matplotlib.figure import Figure
 
-    from transfer_pruner_mlflow.run import SavingsRun
+    from transfer_pruner_mlflow.ray_callback import RayCallback
 
-_FLUSH_SECONDS = 2.0
 _CONNECT_SECONDS = 2.0
-_LONGEST_PAUSE_SECONDS = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 class SavingsTracker:
     """Show a search's savings as one MLflow run.
 
     The run gets step metrics ``savings/...`` after the n-th trial, ``audit/...`` if there are audit
-    trials, the tables ``savings/pairs`` and ``savings/decisions``, and a description whose first
-    line is the headline. Trials are not runs: an eliminated trial costs a row, not a red cross in
-    the list.
+    trials, the tables ``savings/pairs`` and ``savings/decisions``, ``savings/report.html``, and a
+    description whose first line is the headline. Trials are not runs: an eliminated trial costs a
+    row, not a red cross in the list.
 
     Parameters
     ----------
@@ -75,7 +71,7 @@ class SavingsTracker:
         MLflow's own default if left out: the tracking URI that is set, else
         ``sqlite:///mlflow.db`` in the working directory.
     run_id : str, optional
-        A run to write into, before all others. It is not ended here.
+        A run to write into, before all others. It is ended here only if a tracker created it.
     study : optuna.Study, optional
         If its storage is ``mlflow.optuna.MlflowStorage``, the study's run is written into. It also
         tells `maximize`.
@@ -90,27 +86,24 @@ class SavingsTracker:
         Folder of the file that everything is written to before it is sent;
         `transfer_pruner_mlflow.sync` replays it.
     close_seconds : float
-        Longest wait for MLflow when the search is over.
-
-    Attributes
-    ----------
-    run_id, experiment_id : str or None
-        None until MLflow has answered, which may be after the context is left.
-    spool : Path
-        The file, once the context is entered.
+        Longest wait when the search is over; half of it at most for the report.
+    report : bool
+        Whether to write the report, which needs matplotlib.
+    energy : str, optional
+        Three-letter ISO code of the country whose electricity the search uses, such as "DEU":
+        codecarbon then measures energy and CO2 between entering the context and leaving it.
 
     Raises
     ------
     ImportError
-        If mlflow is not installed.
+        If mlflow is not installed, or `energy` is given and codecarbon is not.
     ValueError
         If a parameter is out of range.
 
     Notes
     -----
-    A server that is down, hangs or fails costs one warning: the search goes on, and what is spooled
-    is sent when the server answers again, by this tracker or by `sync`. Entering the context waits
-    two seconds for MLflow at most.
+    A server that is down, hangs or fails costs one warning; what is spooled is sent when it answers
+    again, by this tracker or by `sync`. Entering the context waits two seconds for MLflow at most.
     """
 
     def __init__(
@@ -127,6 +120,8 @@ class SavingsTracker:
         attribution_seconds: float = 0.0,
         spool: str | os.PathLike[str] = DEFAULT_DIRECTORY,
         close_seconds: float = 60.0,
+        report: bool = True,
+        energy: str | None = None,
     ) -> None:
         try:
             # Here and not in the writer: two threads that import at once can meet in a cycle.
@@ -138,49 +133,97 @@ class SavingsTracker:
             ) from error
         if not close_seconds >= 0:
             raise ValueError(f"close_seconds cannot be negative but got {close_seconds}.")
+        self._meter = EnergyMeter(energy) if energy is not None else None
         self._attachment = attach(experiment, run_id, tracking_uri, study)
         self.experiment = self._attachment.experiment
         self.run_name = run_name
         self.tracking_uri = tracking_uri
-        self.run_id = self._attachment.run_id
-        self.experiment_id: str | None = None
         self.single_task_seconds = single_task_seconds
         self.attribution_seconds = attribution_seconds
         self.close_seconds = close_seconds
-        self.spool = Path(spool).absolute()
+        self.rule = rule
+        self.maximize = maximize
         if maximize is None and study is not None and len(study.directions) == 1:
-            maximize = study.direction.name == "MAXIMIZE"
+            self.maximize = study.direction.name == "MAXIMIZE"
+        self._report, self._energy = report, energy
+        self._folder = Path(spool).absolute()
         self._settings: dict[str, Any] = {
             "experiment": self.experiment,
             "run_name": run_name,
-            "maximize": maximize,
+            "maximize": self.maximize,
             "single_task_seconds": single_task_seconds,
             "attribution_seconds": attribution_seconds,
-            "tags": _tags(rule),
-            "params": _params(rule),
+            "tags": rule_tags(rule),
+            "params": rule_params(rule),
         }
-        self._records: dict[int, TrialRecord] = {}
-        # Guards the spool and what is not taken from it yet; never held while MLflow is asked.
+        # Guards what is not in the spool yet; never held while MLflow is asked.
         self._lock = threading.Lock()
-        self._file: Spool | None = None
-        self._events: deque[Event] = deque()
         self._waiting: list[tuple[Kind, dict[str, Any]]] = []
-        self._messages: deque[str] = deque()
-        password = password_of(self._attachment.tracking_uri)
-        self._password = (f":{password}@", ":***@") if password else ("", "")
-        self._uncertain = self._complete = self._told_of_failure = False
-        self._connected, self._closing = threading.Event(), threading.Event()
-        # A daemon, so that a server that hangs cannot keep the user's process from ending.
-        self._writer = threading.Thread(target=self._write, name="savings-tracker", daemon=True)
+        self._file: Spool | None = None
+        self._writer: Writer | None = None
+        self._messages = Messages()
+        self._artifacts: set[str] = set()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run; None until MLflow has answered, which may be after the context is left."""
+        return self._writer.run_id if self._writer is not None else self._attachment.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The run's experiment; None until MLflow has answered."""
+        return self._writer.experiment_id if self._writer is not None else None
+
+    @property
+    def spool(self) -> Path:
+        """The file that all is written to first; its folder, until the context is entered."""
+        return self._file.path if self._file is not None else self._folder
+
+    @property
+    def entered(self) -> bool:
+        """Whether the context was entered, and maybe left."""
+        return self._file is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the context was left: what is recorded now is not shown."""
+        return self._writer is not None and self._writer.closing.is_set()
+
+    def arguments(self) -> dict[str, Any]:
+        """Say how to make a tracker that goes on in this one's run; without a password."""
+        uri = self._attachment.tracking_uri
+        return {
+            "experiment": self.experiment,
+            "run_name": self.run_name,
+            "tracking_uri": None if password_of(uri) else uri,
+            "run_id": self.run_id,
+            "rule": self.rule,
+            "maximize": self.maximize,
+            "single_task_seconds": self.single_task_seconds,
+            "attribution_seconds": self.attribution_seconds,
+            "spool": self._folder,
+            "close_seconds": self.close_seconds,
+            "report": self._report,
+            "energy": self._energy,
+        }
 
     def __enter__(self) -> Self:
         with self._lock:
-            self._open_spool()
+            if self._file is not None:
+                raise RuntimeError(
+                    "a SavingsTracker shows one search: make another, with run_id= to go on in "
+                    "the same run."
+                )
+            self._file, run_id = self._open_spool()
             for kind, data in self._waiting:
-                self._events.append(self._spooled(kind, data))
+                self._file.append(kind, data)
             self._waiting.clear()
+        uri = self._attachment.tracking_uri
+        self._writer = Writer(self._file, uri, self._settings, run_id, self._messages)
         self._writer.start()
-        self._connected.wait(_CONNECT_SECONDS)
+        if self._meter is not None:
+            self._messages.guard(self._meter.start, "energy cannot be measured")
+        self._writer.connected.wait(_CONNECT_SECONDS)
         return self
 
     def __exit__(
@@ -189,29 +232,27 @@ class SavingsTracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        status = "FINISHED" if kind is None else "KILLED" if _interrupted(kind) else "FAILED"
+        status = "FINISHED" if kind is None else "FAILED"
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            status = "KILLED"
+        assert self._writer is not None
+        deadline = time.monotonic() + self.close_seconds
+        self._conclude(self.close_seconds / 2)
         self._append("closed", {"status": status})
-        self._closing.set()
-        self._writer.join(self.close_seconds)
-        if not self._complete:
-            self._messages.append(self._incomplete())
-        self._tell()
+        if not self._writer.close(max(0.0, deadline - time.monotonic())):
+            self._messages.add(self._incomplete())
+        self._messages.tell()
 
     def record(self, record: TrialRecord) -> None:
         """Take the record of one trial; returns at once, from any thread, and never raises.
 
         A record with the number of an earlier one replaces it, so a study can be replayed.
         """
-        self._records[record.number] = record
-        self._guarded(lambda: self._append("trial", encode_record(record)))
+        self._messages.guard(lambda: self._append("trial", encode_record(record)))
 
     def savings(self) -> Savings:
-        """Estimate the savings of the trials recorded so far, by this tracker."""
-        return estimate_savings(
-            list(self._records.values()),
-            single_task_seconds=self.single_task_seconds,
-            attribution_seconds=self.attribution_seconds,
-        )
+        """Estimate the savings of the trials so far: all that the run shows, or is going to."""
+        return self._ledger().savings()
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Write further figures into the run; those that are no finite number are left out."""
@@ -221,7 +262,7 @@ class SavingsTracker:
             finite = {name: value for name, value in values.items() if math.isfinite(value)}
             self._append("metrics", finite)
 
-        self._guarded(append)
+        self._messages.guard(append)
 
     def log_figure(self, figure: Figure, artifact: str) -> None:
         """Write a figure of matplotlib or plotly into the run, e.g. as ``"savings/pairs.png"``.
@@ -231,13 +272,14 @@ class SavingsTracker:
         file = self._place(artifact)
 
         def save() -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
             if hasattr(figure, "write_html"):
                 figure.write_html(file, include_plotlyjs=True)
             else:
                 figure.savefig(file)
-            self._append("artifact", {"artifact": artifact, "file": str(file)})
+            self._put(artifact, file)
 
-        self._guarded(save)
+        self._messages.guard(save)
 
     def log_report(
         self, path: str | os.PathLike[str], artifact: str = "savings/report.html"
@@ -261,140 +303,142 @@ class SavingsTracker:
         file = self._place(artifact)
 
         def copy() -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, file)
-            self._append("artifact", {"artifact": artifact, "file": str(file)})
+            self._put(artifact, file)
 
-        self._guarded(copy)
+        self._messages.guard(copy)
+
+    def ray_callback(
+        self,
+        metric: str | None = None,
+        *,
+        source_param: str | Sequence[str] = "source",
+        target_param: str = "target",
+        target: str | None = None,
+        min_iterations: int = 0,
+    ) -> RayCallback:
+        """Make a callback of Ray Tune's that records every trial as it ends.
+
+        For ``tune.RunConfig(callbacks=[tracker.ray_callback("f1")])``. It goes with any scheduler,
+        searcher or other callback. After ``Tuner.restore`` it goes on in the same run, with or
+        without a tracker that is open.
+
+        Parameters
+        ----------
+        metric : str, optional
+            The reported metric that is the records' value; left out, they have none. Whether a
+            higher one is better, the tracker's `maximize` says.
+        source_param, target_param, target, min_iterations
+            As for `transfer_pruner_ray.records_from_results`.
+
+        Raises
+        ------
+        ImportError
+            If ray is not installed.
+        """
+        from transfer_pruner_mlflow.ray_callback import RayCallback
+
+        return RayCallback(
+            self,
+            metric,
+            source_param=source_param,
+            target_param=target_param,
+            target=target,
+            min_iterations=min_iterations,
+        )
+
+    # What is written at the end.
+
+    def _conclude(self, seconds: float) -> None:
+        """Write energy and the report, in a thread of their own to wait no longer than told to."""
+        thread = threading.Thread(target=self._write_last, name="savings-report", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            self._messages.add(f"the report is left out: it took longer than {seconds:.1f} s.")
+
+    def _write_last(self) -> None:
+        meter, ledger = self._meter, self._ledger()
+        if meter is not None:
+            self._messages.guard(lambda: self.log_metrics(meter.stop(ledger.savings())))
+        if self._report and REPORT not in self._artifacts:
+            files = write_report_files(ledger, self._copies(), self.rule, self._messages)
+            for artifact, file in files.items():
+                self._put(artifact, file)
+
+    def _ledger(self) -> Ledger:
+        """Read again what was recorded."""
+
+        def events() -> Iterator[Event]:
+            if self._file is not None:
+                return self._file.events()
+            return (Event("", kind, 0, data) for kind, data in list(self._waiting))
+
+        ledger = Ledger(events)
+        ledger.settings = self._settings
+        return ledger
 
     # The spool: in the caller's thread.
 
-    def _open_spool(self) -> None:
+    def _open_spool(self) -> tuple[Spool, str | None]:
+        """Open the file and say where to write; return also the run that is there already."""
         attachment = self._attachment
-        folder = self.spool
+        run_id = attachment.run_id
         try:
-            self._file = Spool(folder / f"{attachment.run_id or uuid4().hex}.jsonl", self._no_disk)
+            name = run_id or uuid4().hex
+            file = Spool(self._folder / f"{name}.jsonl", self._no_disk)
         except SpoolInUseError:
-            self._messages.append(
-                f"another tracker writes into the run {attachment.run_id}, whose steps would mix: "
+            self._messages.add(
+                f"another tracker writes into the run {run_id}, whose steps would mix: "
                 "this search gets a run of its own beneath it."
             )
-            self.run_id = None
-            self._file = Spool(folder / f"{uuid4().hex}.jsonl", self._no_disk)
-        beneath = attachment.run_id if self.run_id is None else None
+            run_id = None
+            file = Spool(self._folder / f"{uuid4().hex}.jsonl", self._no_disk)
+        beneath = attachment.run_id if run_id is None else None
         uri = attachment.tracking_uri
-        self._events.extend(self._file.earlier)
-        self._uncertain = bool(self._file.earlier)
-        where = {
+        # A run that an earlier session of this search created is ours, to end as well.
+        ours = any(e.kind == "run" and e.data["run_id"] is None for e in file.events())
+        self._settings |= {
             "tracking_uri": None if password_of(uri) else uri,
-            "run_id": self.run_id,
+            "run_id": None if ours else run_id,
             "parent_run_id": beneath or attachment.parent_run_id,
             "beneath": beneath is not None,
         }
-        self._settings |= where
-        self._events.append(self._file.append("run", self._settings))
-        self.spool = self._file.path
+        file.append("run", self._settings)
+        return file, run_id
 
     def _append(self, kind: Kind, data: dict[str, Any]) -> None:
         with self._lock:
             if self._file is None:
                 self._waiting.append((kind, data))
-            elif not self._closing.is_set():
-                self._events.append(self._spooled(kind, data))
+            elif not self.closed:
+                self._file.append(kind, data)
 
-    def _spooled(self, kind: Kind, data: dict[str, Any]) -> Event:
-        assert self._file is not None
-        return self._file.append(kind, data)
+    def _put(self, artifact: str, file: Path) -> None:
+        self._artifacts.add(artifact)
+        self._append("artifact", {"artifact": artifact, "file": str(file)})
 
     def _place(self, artifact: str) -> Path:
-        """Find a place for a copy of an artifact, beside the spool if there is one."""
+        """Find a place for a copy of an artifact; it is there when something is written to it."""
         name = PurePosixPath(artifact)
         if not artifact or name.is_absolute() or ".." in name.parts:
             raise ValueError(
                 f"artifact must be a relative name, as 'savings/pairs.png', but got {artifact!r}."
             )
-        spooled = self._file is not None and self._file.works
-        folder = self._file.path.with_suffix("") if spooled and self._file else None
-        try:
-            file = (folder or Path(tempfile.mkdtemp(prefix="transfer_pruner_"))) / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            # Writing to it fails too, and that is told.
-            logger.debug("no place for %s: %s", artifact, error)
-            return Path(name.name)
-        return file
+        return self._copies() / name
+
+    def _copies(self) -> Path:
+        """Name the folder of what belongs to the run, beside the spool if there is one."""
+        if self._file is not None and self._file.works:
+            return self._file.path.with_suffix("")
+        return Path(tempfile.gettempdir()) / f"transfer_pruner_{uuid4().hex}"
 
     def _no_disk(self, error: OSError) -> None:
-        self._messages.append(
+        self._messages.add(
             f"the spool cannot be written ({error}): what MLflow does not take before this process "
             "ends is lost. The search goes on."
         )
-
-    # MLflow: in the writer's thread.
-
-    def _write(self) -> None:
-        """Send what was recorded every moment, until closed; after failures, at longer times."""
-        failures, next_attempt, hangs = 0, 0.0, False
-        run: SavingsRun | None = None
-        ledger = Ledger()
-        unsent: list[Point] = []
-        while True:
-            closing = self._closing.wait(_FLUSH_SECONDS if run or failures else 0)
-            self._tell()
-            if self._file is not None:
-                self._file.sync()
-            began = time.monotonic()
-            # A last attempt when closing, unless the server keeps one waiting.
-            if began >= next_attempt or (closing and not hangs):
-                try:
-                    run = run or self._connect()
-                    while self._events:
-                        unsent += ledger.add(self._events.popleft())
-                    run.send(unsent)
-                    unsent = []
-                    if closing:
-                        run.summarise(ledger)
-                        run.end(ledger.status)
-                        self._complete = True
-                    failures, next_attempt = 0, 0.0
-                except Exception as error:
-                    failures += 1
-                    pause = min(_FLUSH_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS)
-                    next_attempt = time.monotonic() + pause
-                    hangs = time.monotonic() - began > _FLUSH_SECONDS
-                    self._failed(error)
-            if closing:
-                break
-        if self._file is not None:
-            if self._complete:
-                self._guarded(lambda: self._spooled("synced", {}))
-            self._file.close()
-
-    def _connect(self) -> SavingsRun:
-        from transfer_pruner_mlflow.client import limited_client
-        from transfer_pruner_mlflow.run import SavingsRun
-
-        assert self._file is not None
-        client = limited_client(self._attachment.tracking_uri)
-        run = SavingsRun(client, self._settings, self._file.id, uncertain=self._uncertain)
-        with self._lock:
-            self._file.append("connected", {"run_id": run.run_id})
-            # Whoever goes on with this run later finds its spool by that name.
-            self._file.rename(run.run_id)
-            self.spool = self._file.path
-        self.run_id, self.experiment_id = run.run_id, run.experiment_id
-        self._connected.set()
-        return run
-
-    def _failed(self, error: Exception) -> None:
-        logger.info("MLflow could not be written to", exc_info=error)
-        if not self._told_of_failure:
-            self._told_of_failure = True
-            what = f"{type(error).__name__}: {error}".replace(*self._password)[:300]
-            self._messages.append(
-                f"MLflow could not be written to ({what}). The search goes on; its decisions are "
-                f"kept in {self.spool} and sent when MLflow answers."
-            )
-            self._tell()
 
     def _incomplete(self) -> str:
         if self._file is None or not self._file.works:
@@ -403,46 +447,3 @@ class SavingsTracker:
             "MLflow has not taken everything. Once it answers, this sends the rest: "
             f"python -m transfer_pruner_mlflow {self.spool}"
         )
-
-    def _guarded(self, write: Any) -> None:
-        try:
-            write()
-        except Exception as error:
-            self._messages.append(f"left out of MLflow: {type(error).__name__}: {error}")
-
-    def _tell(self) -> None:
-        """Warn of what there is to tell; where warnings are errors, training must not see them."""
-        while True:
-            try:
-                message = self._messages.popleft()
-            except IndexError:
-                return
-            try:
-                warnings.warn(message, TransferPrunerWarning, stacklevel=3)
-            except TransferPrunerWarning:
-                logger.warning(message)
-
-
-def _interrupted(kind: type[BaseException]) -> bool:
-    return issubclass(kind, KeyboardInterrupt)
-
-
-def _tags(rule: EliminationRule | LearningRule | None) -> dict[str, str]:
-    tags = {"transfer_pruner.version": transfer_pruner.__version__}
-    if rule is None:
-        return tags
-    tags["transfer_pruner.rule"] = json.dumps(rule.settings, default=str)[:4000]
-    if isinstance(rule, EliminationRule):
-        tags["transfer_pruner.rule_fingerprint"] = rule.fingerprint
-    return tags
-
-
-def _params(rule: EliminationRule | LearningRule | None) -> dict[str, str]:
-    """Take the settings that tell runs apart in MLflow's comparison."""
-    if rule is None:
-        return {}
-    return {
-        f"transfer_pruner.{name}": str(value)
-        for name, value in rule.settings.items()
-        if isinstance(value, (str, int, float)) and len(str(value)) <= 250
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_each_trial_has_one_point_and_the_last_ones_are_the_estimates(
     # At most one more: a correction of the last.
     assert len(steps) <= len(numbers) + 1
     latest = {p.key: p.value for p in sorted(made, key=lambda p: (p.step, p.timestamp))}
-    last = list({record.number: record for record in records}.values())
+    by_number = {record.number: record for record in records}
+    last = [by_number[number] for number in sorted(by_number)]
     expected = estimate_savings(last, single_task_seconds=7.0).metrics()
     if any(record.audit for record in last):
         expected |= estimate_audit(last).metrics()
@@ -138,3 +140,60 @@ def test_a_search_that_was_not_closed_is_known() -> None:
     assert (ledger.closed, ledger.status) == (False, "KILLED")
     ledger.add(Event("x/9", "closed", 0, {"status": "FAILED"}))
     assert (ledger.closed, ledger.status) == (True, "FAILED")
+
+
+def test_of_a_trial_that_is_on_disk_little_stays_in_memory_and_every_pair_is_told(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(tmp_path / "x.jsonl", lambda error: None)
+    spool.append("run", {"maximize": True})
+    ledger = Ledger(spool.taken)
+    n = 10_000
+
+    def take(begin: int, end: int) -> None:
+        for number in range(begin, end):
+            outcome = "eliminated" if number % 4 else "trained"
+            settings = {"lr": number % 7 / 10, "optimizer": f"adam-{number}", "layers": 3}
+            made = TrialRecord(
+                number, f"s{number % 90}", "t", outcome, 1.0, 0.5, hyperparameters=settings
+            )
+            spool.append("trial", encode_record(made))
+        for event in spool.take():
+            ledger.add(event)
+
+    # Whatever is imported on the way is imported by then.
+    take(0, 100)
+    tracemalloc.start()
+    take(100, n)
+    retained = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # A number, an outcome and its seconds; the records themselves are a kilobyte each.
+    assert retained < 250 * n
+    pairs = ledger.pairs_table()
+    assert len(pairs) == 90
+    assert pairs["trials"].sum() == n
+    assert ledger.savings() == estimate_savings(ledger.records())
+    spool.close()
+
+
+def test_what_the_disk_does_not_take_is_known_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").symlink_to("/dev/full")
+    spool = Spool(tmp_path / "x.jsonl", lambda error: None)
+    ledger = Ledger(spool.taken)
+    for number in range(3):
+        record = TrialRecord(number, "s", "t", "trained", 1.0)
+        spool.append("trial", encode_record(record))
+        for event in spool.take():
+            ledger.add(event)
+    assert [record.number for record in ledger.records()] == [0, 1, 2]
+    spool.close()
+
+
+def test_records_are_in_the_order_of_their_numbers_and_decisions_in_that_of_time() -> None:
+    records = [TrialRecord(number, "s", "t", "trained", 1.0) for number in (7, 2, 5)]
+    ledger = Ledger()
+    points(events([*records, TrialRecord(7, "s", "t", "failed", 1.0)]), ledger)
+    assert [record.number for record in ledger.records()] == [2, 5, 7]
+    table = ledger.decisions_table()
+    assert list(table["number"]) == [7, 2, 5]
+    assert list(table["outcome"]) == ["failed", "trained", "trained"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from transfer_pruner import TrialRecord
 from transfer_pruner_mlflow.spool import (
+    Event,
     Spool,
     SpoolInUseError,
     decode_record,
@@ -86,6 +88,39 @@ def test_a_line_that_was_cut_off_costs_itself_only(tmp_path: Path, cut: int) -> 
     values = [event.data["f1"] for event in read_events(path)]
     assert values == ([0, 1, 2, 3] if cut == 1 else [0, 1, 3])
     assert len({event.id for event in read_events(path)}) == len(values)
+
+
+def test_events_are_taken_once_and_can_be_read_again(tmp_path: Path) -> None:
+    def values(events: Iterable[Event]) -> list[int]:
+        return [event.data["f1"] for event in events]
+
+    path = tmp_path / "x.jsonl"
+    spool = Spool(path, fail)
+    for i in range(2):
+        spool.append("metrics", {"f1": i})
+    assert values(spool.take()) == [0, 1]
+    spool.append("metrics", {"f1": 2})
+    assert values(spool.taken()) == [0, 1]
+    assert values(spool.take()) == [2]
+    assert values(spool.take()) == []
+    spool.close()
+    later = Spool(path, fail)
+    later.append("metrics", {"f1": 3})
+    later.rename("y")
+    assert later.resumed
+    assert not spool.resumed
+    assert values(later.events()) == values(later.take()) == values(later.taken()) == [0, 1, 2, 3]
+    later.close()
+    assert values(later.events()) == [0, 1, 2, 3]
+
+
+def test_a_file_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "x.jsonl", fail)
+    spool.append("metrics", {"f1": 1})
+    spool.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(spool.take())
+    spool.close()
 
 
 def test_a_full_disk_is_told_once_and_events_go_on(tmp_path: Path) -> None:

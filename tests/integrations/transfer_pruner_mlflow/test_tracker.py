@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,6 +153,106 @@ def test_figures_reports_and_further_metrics_are_in_the_run(
     assert Path(html).read_text() == "<p>saved</p>"
 
 
+def artifacts_of(uri: str, run_id: str | None, folder: str = "savings") -> set[str]:
+    return {file.path for file in MlflowClient(uri).list_artifacts(str(run_id), folder)}
+
+
+def test_the_report_is_in_the_run_with_the_data_of_each_figure(
+    uri: str, rule: EliminationRule, search: Search, told: Told
+) -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    with SavingsTracker("trec-is", tracking_uri=uri, rule=rule, study=study) as tracker:
+        search(tracker, 40, study)
+    assert told() == []
+    client = MlflowClient(uri)
+    html = Path(client.download_artifacts(str(tracker.run_id), "savings/report.html")).read_text()
+    assert tracker.savings().headline() in html
+    assert rule.fingerprint in html
+    assert "audit trials beat every kept trial" in html
+    # It fetches nothing, wherever it is opened.
+    assert not re.findall(r"<(?:script|link|img|iframe)\b|url\((?!#)|@import", html)
+    linked = set(re.findall(r'href="(report-data/[^"]+)"', html))
+    assert linked
+    data = artifacts_of(uri, tracker.run_id, "savings/report-data")
+    assert data == {f"savings/{name}" for name in linked}
+    path = client.download_artifacts(str(tracker.run_id), "savings/report-data/pairs.csv")
+    assert pd.read_csv(path)["trials_eliminated"].sum() == tracker.savings().trials_eliminated
+
+
+def test_where_no_direction_is_known_the_report_says_nothing_of_gains_and_audits(
+    uri: str, records: list[TrialRecord]
+) -> None:
+    records = [*records, TrialRecord(50, "bad", "t", "trained", 2.0, 0.1, audit=True)]
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        for record in records:
+            tracker.record(record)
+    client = MlflowClient(uri)
+    html = Path(client.download_artifacts(str(tracker.run_id), "savings/report.html")).read_text()
+    assert "beat every kept trial" not in html
+    path = client.download_artifacts(str(tracker.run_id), "savings/report-data/pairs.csv")
+    assert pd.read_csv(path)["mean_gain"].isna().all()
+
+
+def test_a_report_of_the_users_own_is_kept_and_none_is_made_unasked(
+    uri: str, tmp_path: Path, records: list[TrialRecord]
+) -> None:
+    own = tmp_path / "own.html"
+    own.write_text("mine")
+    with SavingsTracker("trec-is", tracking_uri=uri, report=False) as tracker:
+        tracker.record(records[0])
+    assert "savings/report.html" not in artifacts_of(uri, tracker.run_id)
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        tracker.record(records[0])
+        tracker.log_report(own)
+    path = MlflowClient(uri).download_artifacts(str(tracker.run_id), "savings/report.html")
+    assert Path(path).read_text() == "mine"
+    assert "savings/report-data" not in artifacts_of(uri, tracker.run_id)
+
+
+def test_without_matplotlib_one_warning_says_what_to_install_and_all_else_is_there(
+    uri: str, records: list[TrialRecord], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
+        tracker.record(records[0])
+    (message,) = told()
+    assert "the report is left out" in message
+    assert "pip install 'transfer-pruner[plot]'" in message
+    assert "savings/pairs.csv" in artifacts_of(uri, tracker.run_id)
+    assert only_run(uri).info.status == "FINISHED"
+
+
+def test_an_outage_keeps_the_report_for_the_replay(
+    uri: str, records: list[TrialRecord], told: Told
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri=refused()) as tracker:
+        tracker.record(records[0])
+    client, run_id = replayed(tracker, uri, told())
+    html = client.download_artifacts(run_id, "savings/report.html")
+    assert "<svg" in Path(html).read_text()
+
+
+def test_a_long_search_costs_no_memory_while_mlflow_is_away(told: Told) -> None:
+    settings = {"lr": 0.1, "layers": 3, "optimizer": "adam"}
+
+    def record(number: int) -> TrialRecord:
+        return TrialRecord(number, "s", "t", "eliminated", 0.1, hyperparameters=settings)
+
+    with SavingsTracker(tracking_uri=refused(), close_seconds=0, report=False) as tracker:
+        for number in range(100):
+            tracker.record(record(number))
+        tracemalloc.start()
+        for number in range(100, 20_100):
+            tracker.record(record(number))
+        retained = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        # Less than a byte a decision, and what MLflow's client holds after a refusal.
+        assert retained < 500_000
+        assert tracker.savings().trials_eliminated == 20_100
+
+
 def test_a_record_of_a_known_trial_corrects_it(uri: str, records: list[TrialRecord]) -> None:
     with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
         tracker.record(records[1])
@@ -191,6 +293,24 @@ def test_a_search_that_goes_on_later_goes_on_in_its_run(
     table = decisions(MlflowClient(uri), str(tracker.run_id))
     assert len(table) == 30
     agrees_with(table, study)
+
+
+def test_a_search_may_go_on_with_another_rule_and_its_run_is_ended_again(
+    uri: str, rule: EliminationRule, records: list[TrialRecord], told: Told
+) -> None:
+    with pytest.raises(RuntimeError), SavingsTracker(tracking_uri=uri, rule=rule) as tracker:
+        tracker.record(records[1])
+        raise RuntimeError
+    other = EliminationRule({("s1", "t"): rule.decide("a", "b")}, {"rule": "top_k", "k": 2})
+    with SavingsTracker(run_id=tracker.run_id, tracking_uri=uri, rule=other) as later:
+        later.record(records[2])
+    assert told() == []
+    assert later.savings().trials_trained == 2
+    run = only_run(uri, "transfer_pruner")
+    assert run.info.status == "FINISHED"
+    # A parameter cannot be changed; the tags tell of the rule that decided last.
+    assert run.data.params["transfer_pruner.k"] == "1"
+    assert run.data.tags["transfer_pruner.rule"] == '{"rule": "top_k", "k": 2}'
 
 
 def test_a_second_tracker_of_one_run_gets_a_run_beneath_it(

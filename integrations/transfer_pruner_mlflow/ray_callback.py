@@ -1,0 +1,170 @@
+"""A search of Ray Tune's in a tracker, from callbacks on the driver.
+
+What it must satisfy: nothing here stops a search; a trial is recorded once, however it ends and
+however often the experiment is restored; and the experiment's state, which Tune pickles, holds no
+thread, file or password of the tracker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from transfer_pruner.records import PairParams
+from transfer_pruner.rule import EliminationRule
+
+try:
+    from ray.tune import Callback
+    from ray.tune.experiment import Trial
+    from ray.tune.utils import flatten_dict
+except ImportError as error:
+    raise ImportError("ray_callback needs ray: pip install 'transfer-pruner[ray]'.") from error
+
+from transfer_pruner_ray.learning import flat_config
+from transfer_pruner_ray.records import AUDIT, _record
+
+if TYPE_CHECKING:
+    from transfer_pruner_mlflow.tracker import SavingsTracker
+
+# Looking through all trials takes a microsecond each, and Tune takes a step for every result.
+_LOOK_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+# Of this process: an experiment that is restored while its tracker is open goes on with that.
+_trackers: WeakValueDictionary[str, SavingsTracker] = WeakValueDictionary()
+
+
+class RayCallback(Callback):
+    """Record every trial of a Tune experiment as it ends; `SavingsTracker.ray_callback` makes one.
+
+    Tune tells callbacks neither of trials that a scheduler eliminated nor of those that ended
+    before a restore. So this looks at all trials, every second and when the experiment is over.
+    Where nobody has opened the tracker, it is open while the experiment runs.
+    """
+
+    def __init__(
+        self,
+        tracker: SavingsTracker,
+        metric: str | None,
+        *,
+        source_param: str | Sequence[str],
+        target_param: str,
+        target: str | None,
+        min_iterations: int,
+    ) -> None:
+        self._tracker: SavingsTracker | None = tracker
+        self._arguments: dict[str, Any] = {}
+        self._metric = metric
+        self._pair_of = PairParams(source_param, target_param, target)
+        self._min_iterations = min_iterations
+        # A restored experiment has its trials in another order.
+        self._numbers: dict[str, int] = {}
+        self._opened = self._failed = False
+        self._forget()
+        self._key = f"{id(tracker)} {time.time_ns()}"
+        _trackers[self._key] = tracker
+
+    def _forget(self) -> None:
+        self._recorded: dict[str, str] = {}
+        self._looked = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        arguments = self._arguments if self._tracker is None else self._tracker.arguments()
+        return vars(self) | {"_tracker": None, "_arguments": arguments, "_opened": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tracker = _trackers.get(self._key)
+        self._forget()
+
+    def get_state(self) -> dict[str, Any]:
+        """Take what Tune saves while the experiment runs."""
+        run_id = self._tracker.run_id if self._tracker is not None else None
+        return {"numbers": dict(self._numbers), "run_id": run_id}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_state` gave."""
+        self._numbers = dict(state["numbers"])
+        if state["run_id"] is not None:
+            self._arguments["run_id"] = state["run_id"]
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Open the tracker, if nobody has."""
+        try:
+            self._open()
+        except Exception as error:
+            self._fail("the search goes on without its tracker", error)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Record what has ended, every second."""
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._look(trials)
+            self._looked = time.monotonic()
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Record what has ended since, and close a tracker that was opened here."""
+        self._look(trials)
+        if self._opened and self._tracker is not None:
+            self._opened = False
+            self._tracker.__exit__(None, None, None)
+
+    def _open(self) -> None:
+        from transfer_pruner_mlflow.tracker import SavingsTracker
+
+        tracker = self._tracker
+        if tracker is None:
+            tracker = SavingsTracker(**self._arguments)
+        elif tracker.closed:
+            tracker = SavingsTracker(**tracker.arguments())
+            self._forget()
+        if not tracker.entered:
+            tracker.__enter__()
+            self._opened = True
+        self._tracker = tracker
+
+    def _look(self, trials: list[Trial]) -> None:
+        for trial in trials:
+            # In the order in which they were made, not in that in which they end.
+            self._numbers.setdefault(trial.trial_id, len(self._numbers))
+            # Trials that failed may be tried again by a restored experiment.
+            if trial.status in (Trial.TERMINATED, Trial.ERROR) and (
+                self._recorded.get(trial.trial_id) != trial.status
+            ):
+                self._recorded[trial.trial_id] = trial.status
+                try:
+                    self._record(trial)
+                except Exception as error:
+                    self._fail(f"{trial} is left out of MLflow", error)
+
+    def _record(self, trial: Trial) -> None:
+        config = flat_config(trial)
+        if self._tracker is None or not self._pair_of.is_in(config):
+            return
+        rule = self._tracker.rule
+        seen = {
+            "status": trial.status,
+            "config": config,
+            "last_result": flatten_dict(trial.last_result),
+            "audit": getattr(trial, AUDIT, None),
+        }
+        self._tracker.record(
+            _record(
+                self._numbers[trial.trial_id],
+                seen,
+                self._pair_of,
+                rule if isinstance(rule, EliminationRule) else None,
+                self._metric,
+                self._min_iterations,
+            )
+        )
+
+    def _fail(self, what: str, error: Exception) -> None:
+        """Tell the first of what may be many."""
+        logger.info(what, exc_info=error)
+        if not self._failed:
+            self._failed = True
+            logger.warning("%s: %s: %s", what, type(error).__name__, error)

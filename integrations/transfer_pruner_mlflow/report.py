@@ -1,0 +1,63 @@
+"""The report of a search and its figures' data, as files beside the spool."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from transfer_pruner.learning import LearningRule
+from transfer_pruner.rule import EliminationRule
+from transfer_pruner_mlflow.ledger import Ledger
+from transfer_pruner_mlflow.messages import Messages
+
+REPORT = "savings/report.html"
+
+
+def write_report_files(
+    ledger: Ledger,
+    folder: Path,
+    rule: EliminationRule | LearningRule | None,
+    messages: Messages,
+) -> dict[str, Path]:
+    """Write the report; what is wrong is told.
+
+    Returns
+    -------
+    dict of str to Path
+        Name in MLflow to file; empty if there is no trial, or nothing to draw with.
+    """
+    try:
+        return _write(ledger, folder, rule)
+    except ImportError as error:
+        messages.add(
+            f"the report is left out ({error}): pip install 'transfer-pruner[plot]', or pass "
+            "report=False."
+        )
+    except Exception as error:
+        messages.add(f"the report is left out: {type(error).__name__}: {error}")
+    return {}
+
+
+def _write(
+    ledger: Ledger, folder: Path, rule: EliminationRule | LearningRule | None
+) -> dict[str, Path]:
+    from transfer_pruner.report import write_report
+
+    records, settings = ledger.records(), ledger.settings
+    if not records:
+        return {}
+    if settings["maximize"] is None:
+        # Nothing can be said of gains and of what audits found.
+        records = [replace(record, value=math.nan) for record in records]
+    file = folder / REPORT
+    write_report(
+        records,
+        file,
+        maximize=settings["maximize"] is not False,
+        rule=rule,
+        single_task_seconds=settings["single_task_seconds"],
+        attribution_seconds=settings["attribution_seconds"],
+    )
+    data = sorted(file.with_name(f"{file.stem}-data").iterdir())
+    return {path.relative_to(folder).as_posix(): path for path in (file, *data)}
