@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transfer_pruner.nearest import top_sources
     from transfer_pruner.pairs import pair_features
     from transfer_pruner.predictor import TransferPredictor
+    from transfer_pruner.probes import probe_texts
     from transfer_pruner.records import PairParams, TrialRecord
     from transfer_pruner.report import write_report
     from transfer_pruner.rule import Decision, EliminationRule
@@ -50,6 +51,7 @@ __all__ = [
     "estimate_savings",
     "load_embeddings",
     "pair_features",
+    "probe_texts",
     "regret",
     "save_embeddings",
     "suggest_pairs",
@@ -68,6 +70,7 @@ _HOMES = {
     "nearest": ("top_sources",),
     "pairs": ("pair_features",),
     "predictor": ("TransferPredictor",),
+    "probes": ("probe_texts",),
     "records": ("PairParams", "TrialRecord"),
     "report": ("write_report",),
     "rule": ("Decision", "EliminationRule"),

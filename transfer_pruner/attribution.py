@@ -1,6 +1,6 @@
 """From a single-task model and probe examples to a task embedding.
 
-With text.py and sweep.py the only modules that import torch.
+With text.py, sweep.py and what they load the only modules that import torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfer_pruner import __version__
 from transfer_pruner.embedding import ABSOLUTE, EXAMPLES, STANDARD_ERROR, TaskEmbedding
+from transfer_pruner.targets import SUM, Target, check_target, select, target_of
 
 try:
     import torch
@@ -35,7 +37,7 @@ def embed(
     inputs: Tensor,
     *,
     name: str,
-    target: int | None = None,
+    target: int | str | None = None,
     baselines: Tensor | float | None = None,
     layers: Sequence[str] | None = None,
     method: str | type = "conductance",
@@ -59,14 +61,16 @@ def embed(
     ----------
     model : torch.nn.Module
         The single-task model. Its output has shape (n,) or (n, n_classes). It is put into eval
-        mode while it is attributed, and back afterwards.
+        mode while it is attributed, and back afterwards. A PEFT model is taken as the model that
+        it wraps, adapters included, so that its layers have the names that they have without.
     inputs : Tensor of shape (n_probe, ...)
         The probe examples; labels are not needed. 64 or more, the same for all tasks, are enough to
         compare tasks by. Moved to the model's device a batch at a time.
     name : str
         The task.
-    target : int, optional
-        Which output to attribute; leave it out if the output has shape (n,).
+    target : int or str, optional
+        Which output to attribute; leave it out if the output has shape (n,). ``"predicted"``: of
+        each probe example, the class that the model predicts for it. ``"sum"``: all outputs.
     baselines : Tensor or float, optional
         The baseline input, 0 if left out: a number, or a tensor of the shape of one example with a
         leading 1, or of `inputs`.
@@ -102,6 +106,7 @@ def embed(
         or attributions are not finite.
     """
     _check(inputs)
+    model = without_wrapper(model)
     device = device_of(model)
 
     def batches() -> Iterator[Batch]:
@@ -128,7 +133,7 @@ def embed_batches(
     batches: Callable[[], Iterable[Batch]],
     *,
     name: str,
-    target: int | None,
+    target: Target,
     layers: Sequence[str] | None,
     method: str | type,
     n_steps: int,
@@ -171,14 +176,18 @@ def embed_batches(
             if not modules:
                 few = batch.first(_CHECKED)
                 scorer.extras = few.extras
-                _check_target(scorer, few.inputs, target)
+                with torch.no_grad():
+                    check_target(tuple(scorer(few.inputs).shape), target)
+                scorer.summed = target == SUM
                 _check_gradients(scorer, few, target)
                 names = layers if layers is not None else _default_layers(scorer, few.inputs)
                 scorer.extras = batch.extras
                 modules = _modules(scorer.model, names)
                 examples = {layer: [] for layer in modules}
-            change.append(_output_change(scorer, batch, target))
-            attributions = attribute(scorer, modules, batch, target)
+            with torch.no_grad():
+                of_batch = target_of(scorer, batch.inputs, target)
+            change.append(_output_change(scorer, batch, of_batch))
+            attributions = attribute(scorer, modules, batch, of_batch)
             of_inputs = attributions.pop(INPUTS, None)
             if of_inputs is not None and observe_inputs is not None:
                 observe_inputs(batch, of_inputs)
@@ -204,7 +213,7 @@ def embed_batches(
         signals=signals,
         provenance={
             "task": name,
-            "model": _fingerprint_model(scorer.model),
+            "model": fingerprint_model(scorer.model),
             "n_probe": n_probe,
             "method": method if isinstance(method, str) else method.__name__,
             "target": target,
@@ -227,6 +236,25 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def without_wrapper(model: Any) -> Any:
+    """Take the model out of a PEFT wrapper, with its adapters, under the names of its own modules.
+
+    Raises
+    ------
+    ValueError
+        If the adapter is a prompt, which lives in the wrapper and not in the model's layers.
+    """
+    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        kind = model.active_peft_config.peft_type.value
+        raise ValueError(
+            f"model must have an adapter in its layers, as LoRA and its kin, but has a prompt "
+            f"({kind}): its tokens are no layer's, and other models have none to compare them with."
+        )
+    return model.get_base_model()
+
+
 def _check(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -238,23 +266,6 @@ def _check(inputs: Tensor) -> None:
         )
 
 
-def _check_target(scorer: Scorer, probe: Tensor, target: int | None) -> None:
-    with torch.no_grad():
-        shape = tuple(scorer(probe).shape)
-    if len(shape) > 2:
-        raise ValueError(
-            f"the model's output must be of shape (n,) or (n, outputs) but is {shape}."
-        )
-    outputs = shape[1] if len(shape) == 2 else None
-    if outputs is None and target is not None:
-        raise ValueError(f"target must be left out for a model with one output but got {target}.")
-    if outputs is not None and (target is None or not 0 <= target < outputs):
-        raise ValueError(
-            f"target must say which of the model's {outputs} outputs to attribute, from 0 to "
-            f"{outputs - 1}, but got {target}."
-        )
-
-
 # So few examples are enough to see whether the model is as it must be.
 _CHECKED = 4
 # Along a path that is smooth between two points so close, a slope that is off by more than this is
@@ -262,19 +273,20 @@ _CHECKED = 4
 _PATH_STEP, _SLOPE_TOLERANCE = 0.01, 0.1
 
 
-def _check_gradients(scorer: Scorer, batch: Batch, target: int | None) -> None:
+def _check_gradients(scorer: Scorer, batch: Batch, target: Target) -> None:
     """Compare the gradient's slope along the path with that of the output itself.
 
     An attention that detaches, or a model under no_grad, gives wrong gradients and no error.
     """
     if batch.inputs.dtype not in (torch.float32, torch.float64):
         return  # too coarse to take differences in
+    with torch.no_grad():
+        of_batch = target_of(scorer, batch.inputs, target)
 
     def score(alpha: float) -> tuple[Tensor, Tensor]:
         point = batch.baseline + alpha * (batch.inputs - batch.baseline)
         point = point.detach().requires_grad_()
-        output = scorer(point)
-        return point, output if target is None else output[:, target]
+        return point, select(scorer(point), of_batch)
 
     advice = "a layer detaches them or runs under torch.no_grad()"
     attention = getattr(getattr(scorer.model, "config", None), "_attn_implementation", None)
@@ -346,7 +358,8 @@ def _default_layers(scorer: Scorer, probe: Tensor) -> list[str]:
     weighted = [
         name
         for name in once
-        if any(True for _ in modules[name].parameters(recurse=False))
+        if not any(name.startswith(f"{adapted}.") for adapted in once if _own(modules[adapted]))
+        and any(True for _ in (_own(modules[name]) or modules[name]).parameters(recurse=False))
         and not isinstance(modules[name], (nn.Embedding, nn.modules.batchnorm._BatchNorm))
     ]
     # The last one is the output head: its attributions are the output change, whatever the task.
@@ -356,6 +369,14 @@ def _default_layers(scorer: Scorer, probe: Tensor) -> list[str]:
             f"runs exactly once. Name some of: {', '.join(list(modules)[1:11]) or 'none'}."
         )
     return weighted[:-1]
+
+
+def _own(module: Any) -> nn.Module | None:
+    """Find the module that PEFT put an adapter, or a copy to train, in the place of."""
+    if not hasattr(module, "adapter_layer_names"):
+        return None
+    own: nn.Module = module.base_layer if hasattr(module, "base_layer") else module.original_module
+    return own
 
 
 def _is_block(modules: dict[str, nn.Module], name: str) -> bool:
@@ -376,11 +397,11 @@ def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Te
         ) from None
 
 
-def _output_change(scorer: Scorer, batch: Batch, target: int | None) -> NDArray[np.float64]:
+def _output_change(
+    scorer: Scorer, batch: Batch, target: int | Tensor | None
+) -> NDArray[np.float64]:
     with torch.no_grad():
-        change = scorer(batch.inputs) - scorer(batch.baseline)
-    if target is not None:
-        change = change[:, target]
+        change = select(scorer(batch.inputs) - scorer(batch.baseline), target)
     values: NDArray[np.float64] = change.double().cpu().numpy()
     return values
 
@@ -389,7 +410,8 @@ def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]
     """Bring attributions of any shape to (n, width), float32."""
     if attributed.dim() == 1:
         attributed = attributed[:, None]
-    channels_first = attributed.dim() > 3 or isinstance(module, nn.modules.conv._ConvNd)
+    convolution = isinstance(_own(module) or module, nn.modules.conv._ConvNd)
+    channels_first = attributed.dim() > 3 or convolution
     width_axis = 1 if channels_first else attributed.dim() - 1
     positions = [axis for axis in range(1, attributed.dim()) if axis != width_axis]
     summed = attributed.sum(dim=positions) if positions else attributed
@@ -401,7 +423,8 @@ def _fingerprint(tensor: Tensor) -> str:
     return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def _fingerprint_model(model: nn.Module) -> str:
+def fingerprint_model(model: nn.Module) -> str:
+    """SHA-256 of a model's class and weights."""
     digest = hashlib.sha256(type(model).__qualname__.encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}{_fingerprint(tensor)}".encode())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transfer_pruner.checkpoints import Checkpoint, digests, load_model
 from transfer_pruner.embedding import (
     TaskEmbedding,
     embedding_file,
@@ -20,27 +21,18 @@ from transfer_pruner.embedding import (
 from transfer_pruner.text import embed_text
 
 try:
-    import torch
-    from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 except ImportError as error:
     raise ImportError(
         "embedding text tasks needs transformers: pip install 'transfer-pruner[text]'."
     ) from error
 
 # Raised whenever embed_text gives other numbers for the same model, probe and settings.
-_NUMBERS = 1
-# What a classifier and its tokenizer are loaded from; not the optimizer's state or a model card.
-_MODEL_FILES = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json"),
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json"),
-    *("added_tokens.json", "adapter_config.json"),
-)
+_NUMBERS = 2
 
 
 def embed_many(
-    models: Mapping[str, str | os.PathLike[str]],
+    models: Mapping[str, Checkpoint],
     texts: Sequence[str] | Mapping[str, Sequence[str]],
     directory: str | os.PathLike[str],
     *,
@@ -57,12 +49,14 @@ def embed_many(
 
     Parameters
     ----------
-    models : mapping of str to path or str
+    models : mapping of str to path, str or (model, tokenizer)
         Task -> folder that ``save_pretrained`` wrote model and tokenizer to, with safetensors, or
-        the id of such a model on the Hugging Face hub.
+        the id of such a model on the Hugging Face hub; either may hold a PEFT adapter instead,
+        whose base model is loaded with it, once for each task. A model in memory is given with its
+        tokenizer; it stays on its device and in its dtype.
     texts : sequence of str, or mapping of str to sequence of str
         The probe examples, the same for all tasks (which example-wise comparison needs) or for
-        each task its own.
+        each task its own. `transfer_pruner.probe_texts` reads them from files and data sets.
     directory : path
         Where the embeddings go, for `load_embeddings`. Made if it does not exist.
     device : str, optional
@@ -72,7 +66,8 @@ def embed_many(
     progress : bool
         Whether to show a progress bar on stderr.
     **settings
-        Further parameters of `transfer_pruner.text.embed_text`.
+        Further parameters of `transfer_pruner.text.embed_text`. `target` may be a mapping of task
+        to target; a task that it leaves out gets the default of its model.
 
     Returns
     -------
@@ -111,7 +106,7 @@ class Job:
     """
 
     name: str
-    model: str
+    model: Checkpoint
     texts: tuple[str, ...]
     device: str | None
     dtype: str
@@ -129,25 +124,17 @@ class Job:
         settings = {key: _described(value) for key, value in self.settings.items()}
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(json.dumps(self.texts).encode())
-        for file in self._files():
-            with file.open("rb") as content:
-                of_file = hashlib.file_digest(content, "sha256").hexdigest()
-            digest.update(f"\0{file.name}\0{of_file}".encode())
+        for part in digests(self.model, self._what):
+            digest.update(f"\0{part}".encode())
         return digest.hexdigest()
 
     def run(self) -> TaskEmbedding:
         """Load the model and embed the task."""
         key = self.key()
-        folder = self._folder()
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        # Safetensors alone: what is unpickled could run code.
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=getattr(torch, self.dtype), use_safetensors=True, local_files_only=True
+        model, tokenizer = load_model(
+            self.model, device=self.device, dtype=self.dtype, what=self._what
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        embedding = embed_text(
-            model.to(device), tokenizer, self.texts, name=self.name, **self.settings
-        )
+        embedding = embed_text(model, tokenizer, self.texts, name=self.name, **self.settings)
         return replace(embedding, provenance={**embedding.provenance, "key": key})
 
     def is_done(self, directory: Path) -> bool:
@@ -158,33 +145,16 @@ class Job:
             return False
         return provenance.get("key") == self.key()
 
-    def _folder(self) -> Path:
-        if Path(self.model).is_dir():
-            return Path(self.model)
-        try:
-            return Path(snapshot_download(self.model, allow_patterns=list(_MODEL_FILES)))
-        except Exception as error:
-            raise FileNotFoundError(
-                f"models[{self.name!r}] is {self.model!r}, which is no folder here and could not "
-                f"be had from the Hugging Face hub: {error}"
-            ) from error
-
-    def _files(self) -> list[Path]:
-        folder = self._folder()
-        files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
-        if not any(file.suffix == ".safetensors" for file in files):
-            raise FileNotFoundError(
-                f"models[{self.name!r}] is {str(folder)!r}, which holds no .safetensors file: save "
-                "the model with save_pretrained()."
-            )
-        return files
+    @property
+    def _what(self) -> str:
+        return f"models[{self.name!r}]"
 
 
 Results = Callable[[Sequence[Job]], Iterable[tuple[Job, "TaskEmbedding | Exception"]]]
 
 
 def make_jobs(
-    models: Mapping[str, str | os.PathLike[str]],
+    models: Mapping[str, Checkpoint],
     texts: Sequence[str] | Mapping[str, Sequence[str]],
     *,
     device: str | None,
@@ -193,7 +163,10 @@ def make_jobs(
 ) -> list[Job]:
     """Check the parameters of `embed_many` and make one job for each task."""
     if isinstance(texts, str):
-        raise ValueError(f"texts must be a sequence of strings but got the string {texts[:40]!r}.")
+        raise ValueError(
+            f"texts must be a sequence of strings but got the string {texts[:40]!r}: read a file "
+            "with probe_texts()."
+        )
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16' but got {dtype!r}.")
     known = {
@@ -207,13 +180,22 @@ def make_jobs(
                 f"settings holds {setting!r}, which embed_text does not have; it has: "
                 f"{', '.join(known)}."
             )
+    targets = settings.get("target")
+    each = targets if isinstance(targets, Mapping) else dict.fromkeys(models, targets)
+    strange = [task for task in each if task not in models]
+    if strange:
+        raise ValueError(
+            f"target holds the task {strange[0]!r}, which models does not; it has: "
+            f"{', '.join(models)}."
+        )
     jobs = []
     for name, model in models.items():
         own = texts if not isinstance(texts, Mapping) else texts.get(name)
         if own is None:
             raise ValueError(f"texts holds none for the task {name!r}.")
-        where = str(Path(model).absolute()) if Path(model).is_dir() else os.fspath(model)
-        jobs.append(Job(name, where, tuple(own), device, dtype, {**known, **settings}))
+        own_settings = {**known, **settings, "target": each.get(name)}
+        where = _located(model, f"models[{name!r}]")
+        jobs.append(Job(name, where, tuple(own), device, dtype, own_settings))
     return jobs
 
 
@@ -232,7 +214,7 @@ def run_jobs(
         try:
             if not job.is_done(directory):
                 pending.append(job)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             failures.append(error)
     with tqdm(total=len(jobs), unit="task", disable=not progress) as bar:
         bar.update(len(jobs) - len(pending))
@@ -249,6 +231,18 @@ def run_jobs(
             f"{len(failures)} of {len(jobs)} tasks could not be embedded; the others were", failures
         )
     return {job.name: embedding_file(directory, job.name) for job in jobs}
+
+
+def _located(model: Any, what: str) -> Checkpoint:
+    """Check a checkpoint, and name its folder so that it is found from elsewhere too."""
+    if isinstance(model, tuple) and len(model) == 2:
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"{what} must be a folder, a hub id or a pair (model, tokenizer) but got "
+            f"{type(model).__name__}."
+        )
+    return str(Path(model).absolute()) if Path(model).is_dir() else os.fspath(model)
 
 
 def _described(value: Any) -> Any:

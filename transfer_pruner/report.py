@@ -108,7 +108,7 @@ def write_report(
         title or "What elimination saved, and what it cost",
         [
             section("Headline", _headline(savings)),
-            *([section("Audit", _audited(audit))] if savings.trials_audited else []),
+            *([section("Audit", _audited(audit))] if audit.trials_audited else []),
             *(section(exhibit.title, exhibit.html(folder.name)) for exhibit in exhibits),
             section("Pairs", _pairs_html(pairs, folder.name)),
             section("What is estimated, and how", _HOW),

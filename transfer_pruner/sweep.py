@@ -18,6 +18,8 @@ import torch
 from captum import attr
 from torch import Tensor, nn
 
+from transfer_pruner.targets import select
+
 CAPTUM_METHODS = {
     "deep_lift": attr.LayerDeepLift,
     "gradient_shap": attr.LayerGradientShap,
@@ -65,16 +67,23 @@ class Scorer(nn.Module):
         self.model = model
         self.inputs_name = inputs_name
         self.extras: dict[str, Tensor] = {}
+        self.summed = False
 
     def forward(self, inputs: Tensor, *extras: Tensor) -> Tensor:
         """Map inputs (n, ...) to outputs (n,) or (n, n_classes).
 
-        Captum, which repeats the inputs, hands the extras in as often repeated.
+        Outputs of each token are averaged over those that are not padding. Captum, which repeats
+        the inputs, hands the extras in as often repeated.
         """
         named = dict(zip(self.extras, extras, strict=True)) if extras else self.extras
         if self.inputs_name is None:
-            return first_tensor(self.model(inputs, **named))
-        return first_tensor(self.model(**{self.inputs_name: inputs}, **named))
+            output = first_tensor(self.model(inputs, **named))
+        else:
+            output = first_tensor(self.model(**{self.inputs_name: inputs}, **named))
+        if output.dim() == 3 and "attention_mask" in named:
+            mask = named["attention_mask"][:, :, None].to(output.dtype)
+            output = (output * mask).sum(dim=1) / mask.sum(dim=1)
+        return output.sum(dim=1) if self.summed else output
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -84,7 +93,9 @@ def first_tensor(output: Any) -> Tensor:
     return tensor[0] if isinstance(tensor, tuple) else tensor
 
 
-Attribute = Callable[[Scorer, Mapping[str, nn.Module], Batch, int | None], dict[str, Tensor]]
+Attribute = Callable[
+    [Scorer, Mapping[str, nn.Module], Batch, int | Tensor | None], dict[str, Tensor]
+]
 
 
 def attribution_method(method: str | type, n_steps: int) -> Attribute:
@@ -112,7 +123,7 @@ def _conductance(
     scorer: Scorer,
     modules: Mapping[str, nn.Module],
     batch: Batch,
-    target: int | None,
+    target: int | Tensor | None,
     *,
     n_steps: int,
 ) -> dict[str, Tensor]:
@@ -140,7 +151,7 @@ def _conductance(
 
 
 def _gradient_x_activation(
-    scorer: Scorer, modules: Mapping[str, nn.Module], batch: Batch, target: int | None
+    scorer: Scorer, modules: Mapping[str, nn.Module], batch: Batch, target: int | Tensor | None
 ) -> dict[str, Tensor]:
     with_inputs = batch.tokens is not None
     activations, gradients = _sweep(scorer, modules, batch.inputs, target, True, with_inputs)
@@ -151,7 +162,7 @@ def _sweep(
     scorer: Scorer,
     modules: Mapping[str, nn.Module],
     point: Tensor,
-    target: int | None,
+    target: int | Tensor | None,
     with_gradients: bool,
     with_inputs: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -172,8 +183,7 @@ def _sweep(
     ]
     try:
         with torch.set_grad_enabled(with_gradients):
-            output = scorer(point)
-            score = (output if target is None else output[:, target]).sum()
+            score = select(scorer(point), target).sum()
     finally:
         for hook in hooks:
             hook.remove()
@@ -193,7 +203,7 @@ def _by_captum(
     scorer: Scorer,
     modules: Mapping[str, nn.Module],
     batch: Batch,
-    target: int | None,
+    target: int | Tensor | None,
     *,
     captum_class: type,
     n_steps: int,

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from transfer_pruner.attribution import device_of, embed_batches, evaluating
+from transfer_pruner.attribution import device_of, embed_batches, evaluating, without_wrapper
 from transfer_pruner.embedding import TOKENS, TaskEmbedding
+from transfer_pruner.targets import default_target
 
 try:
     import torch
@@ -34,7 +35,7 @@ def embed_text(
     texts: Sequence[str],
     *,
     name: str,
-    target: int | None = None,
+    target: int | str | None = None,
     layers: Sequence[str] | None = None,
     method: str | type = "conductance",
     n_steps: int = 8,
@@ -52,16 +53,21 @@ def embed_text(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A sequence classifier that takes ``inputs_embeds``.
+        A sequence or token classifier that takes ``inputs_embeds``, or a PEFT model of one, which
+        is taken as the model that it wraps, adapters included: its layers have the names that they
+        have without.
     tokenizer : transformers.PreTrainedTokenizerBase
     texts : sequence of str
         The probe examples; labels are not needed. 64 or more, the same for all tasks, are enough to
         compare tasks by.
     name : str
         The task.
-    target : int, optional
-        Which logit to attribute. Left out: the positive class of a model with two labels, the only
-        logit of a model with one.
+    target : int or str, optional
+        Which logit to attribute; ``"predicted"``: of each text, that of the class which the model
+        predicts for it; ``"sum"``: all of them. Left out: the only logit of a model with one
+        (regression, or a binary head), the positive class of a model with two labels, ``"sum"`` for
+        a multi-label model, else ``"predicted"``. Of a token classifier a label must be given; its
+        logit is averaged over the tokens of a text.
     layers : sequence of str, optional
         Names of modules; the encoder's blocks if left out.
     method, n_steps, keep_examples
@@ -89,13 +95,15 @@ def embed_text(
     Raises
     ------
     ValueError
-        If there is no text, `target` is needed, or a parameter is out of range.
+        If there is no text, `target` is needed, the tokenizer is not the model's, or a parameter
+        is out of range.
     """
+    model = without_wrapper(model)
     texts = list(texts)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"texts must be one string or more in a sequence but got {texts[:3]!r}.")
     if target is None:
-        target = _default_target(model)
+        target = default_target(model.config, type(model).__name__)
     tokens = [
         tokenizer(text, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         for text in texts
@@ -104,6 +112,7 @@ def embed_text(
         raise ValueError(f"top_tokens must be 0 or more but got {top_tokens}.")
     order = np.argsort([len(encoded["input_ids"]) for encoded in tokens], kind="stable")
     encoder = _Encoder(model, tokenizer)
+    encoder.check(tokens, max_length)
     padding = encoder.padding_changes_nothing([tokens[order[0]], tokens[order[-1]]])
 
     of_token = _TokenAttributions(len(texts))
@@ -114,7 +123,7 @@ def embed_text(
             yield batch if top_tokens else replace(batch, tokens=None)
 
     embedding = embed_batches(
-        Scorer(model, inputs_name="inputs_embeds"),
+        encoder.scorer,
         batches,
         name=name,
         target=target,
@@ -132,16 +141,6 @@ def embed_text(
         },
     )
     return of_token.added_to(embedding, tokenizer, top_tokens)
-
-
-def _default_target(model: PreTrainedModel) -> int:
-    labels = int(model.config.num_labels or 1)
-    if labels > 2:
-        raise ValueError(
-            f"target must say which of the model's {labels} logits to attribute, from 0 to "
-            f"{labels - 1}."
-        )
-    return labels - 1
 
 
 def _rows(
@@ -198,6 +197,8 @@ class _Encoder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
+        self.tokenizer = tokenizer
+        self.scorer = Scorer(model, inputs_name="inputs_embeds")
         self.embed: nn.Module = model.get_input_embeddings()
         self.device = device_of(model)
         self.takes_types = getattr(model.config, "type_vocab_size", 0) > 1
@@ -211,6 +212,22 @@ class _Encoder:
                 "tokenizer.pad_token."
             )
         self.pad = int(pad)
+
+    def check(self, tokens: Sequence[Any], max_length: int) -> None:
+        """Refuse what the model would fail on, far from the cause: in an index, on a GPU."""
+        known = int(self.model.config.get_text_config().vocab_size)
+        largest = max(max(x["input_ids"], default=0) for x in tokens)
+        if max(largest, self.pad) >= known:
+            raise ValueError(
+                f"tokenizer gives the token {max(largest, self.pad)} but the model knows {known}: "
+                "take the tokenizer that the model was fine-tuned with."
+            )
+        longest = max(len(x["input_ids"]) for x in tokens)
+        if longest > self.tokenizer.model_max_length:
+            raise ValueError(
+                f"max_length must be {self.tokenizer.model_max_length} or less, as the model takes "
+                f"no more tokens, but got {max_length}."
+            )
 
     def batch(self, tokens: Sequence[Any]) -> Batch:
         """Pad texts to the longest of them; the baseline keeps special tokens and padding."""
@@ -228,11 +245,14 @@ class _Encoder:
         """Whether the shorter of two texts gets the same logits alone and beside the longer."""
         if len(tokens[0]["input_ids"]) == len(tokens[1]["input_ids"]):
             return True
+
+        def logits(batch: Batch) -> Tensor:
+            self.scorer.extras = batch.extras
+            output: Tensor = self.scorer(batch.inputs)[0]
+            return output
+
         with evaluating(self.model), torch.no_grad():
-            alone, beside = (
-                self.model(inputs_embeds=batch.inputs, **batch.extras).logits[0]
-                for batch in (self.batch(tokens[:1]), self.batch(tokens))
-            )
+            alone, beside = logits(self.batch(tokens[:1])), logits(self.batch(tokens))
         return bool((alone - beside).abs().max() <= _PADDING_TOLERANCE * (1 + alone.abs().max()))
 
     def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer_pruner.checkpoints import Checkpoint
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.many import Job, make_jobs, run_jobs
 
@@ -20,7 +21,7 @@ except ImportError as error:
 
 
 def embed_many(
-    models: Mapping[str, str | os.PathLike[str]],
+    models: Mapping[str, Checkpoint],
     texts: Sequence[str] | Mapping[str, Sequence[str]],
     directory: str | os.PathLike[str],
     *,
@@ -41,7 +42,7 @@ def embed_many(
 
     Parameters
     ----------
-    models : mapping of str to path or str
+    models : mapping of str to path, str or (model, tokenizer)
         As for `transfer_pruner.embed_many`; a folder must be there on every node, a hub id is
         fetched by each.
     texts, directory, device, dtype, progress, **settings

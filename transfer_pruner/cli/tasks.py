@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from transfer_pruner.cli.frame import (
     FILE,
     Answer,
     answers,
-    check_column,
     command,
     fail,
     needing,
     note,
-    read_table,
     terminal_table,
 )
 
@@ -27,6 +24,7 @@ _METHODS = (
     *("conductance", "gradient_x_activation"),
     *("deep_lift", "gradient_shap", "integrated_gradients"),
 )
+_TARGETS = ("predicted", "sum")
 
 
 @command(
@@ -39,13 +37,18 @@ _METHODS = (
     "given",
     multiple=True,
     metavar="[NAME=]DIR_OR_HUB_ID",
-    help="A saved sequence classifier; repeat it for several, each with its NAME.",
+    help="A saved classifier or PEFT adapter; repeat it for several, each with its NAME.",
 )
 @click.option("--name", help="The task, of a single --model.")
 @click.option(
     "--models", "folder", type=DIRECTORY, help="Folder of models, each named as its task."
 )
-@click.option("--data", required=True, type=FILE, help="Probe texts, CSV or Parquet; no labels.")
+@click.option(
+    "--data",
+    required=True,
+    type=FILE,
+    help="Probe texts: CSV, TSV, Parquet, JSON lines or one text a line (.txt); no labels.",
+)
 @click.option("--text-column", default="text", show_default=True, help="Column of --data.")
 @click.option("--only", metavar="COLUMN=VALUE", help="Take the texts of one class only.")
 @click.option(
@@ -67,7 +70,13 @@ _METHODS = (
 @click.option("--steps", type=int, default=8, show_default=True, help="Along the path.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
 @click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
-@click.option("--target-class", type=int, help="Logit to attribute, of a model with over two.")
+@click.option(
+    "--target-class",
+    "targets",
+    multiple=True,
+    metavar="[NAME=]TARGET",
+    help="Logit to attribute: its number, predicted or sum; of the task NAME, or of all.",
+)
 @click.option("--layer", "layers", multiple=True, help="Module to attribute, instead of blocks.")
 @click.option("--device", help="As torch names it; left out, a GPU where there is one.")
 @click.option(
@@ -89,7 +98,7 @@ def embed(
     max_texts: int,
     seed: int,
     steps: int,
-    target_class: int | None,
+    targets: tuple[str, ...],
     layers: tuple[str, ...],
     out: Path,
     **settings: Any,
@@ -99,8 +108,11 @@ def embed(
     All tasks get the same probe texts. What is there already and has not changed is left alone: the
     same command goes on where it was stopped.
     """
+    from transfer_pruner.probes import probe_texts
+
     models = _models(given, name, folder)
-    texts = _probe(data, text_column, only, max_texts, seed)
+    target = _targets(targets, models)
+    texts = probe_texts(data, column=text_column, only=_only(only), n=max_texts, seed=seed)
     with needing("text", "embed"):
         from transformers.utils.logging import disable_progress_bar
 
@@ -119,7 +131,7 @@ def embed(
             texts,
             out,
             n_steps=steps,
-            target=target_class,
+            target=target,
             layers=layers or None,
             **settings,
         )
@@ -175,9 +187,14 @@ def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict
             raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
         models[task] = where
     if folder is not None:
-        found = {path.parent.name: str(path.parent) for path in folder.glob("*/config.json")}
+        files = ("config.json", "adapter_config.json")
+        saved = [path.parent for file in files for path in folder.glob(f"*/{file}")]
+        found = {path.name: str(path) for path in saved}
         if not found:
-            fail(f"--models {folder} holds no folder with a config.json: see save_pretrained().")
+            fail(
+                f"--models {folder} holds no folder with a config.json or adapter_config.json: "
+                "see save_pretrained()."
+            )
         twice = sorted(found.keys() & models.keys())
         if twice:
             raise click.UsageError(f"--models and --model both name {twice[0]!r}.")
@@ -187,25 +204,31 @@ def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict
     return models
 
 
-def _probe(path: Path, column: str, only: str | None, n: int, seed: int) -> list[str]:
-    """Draw different texts by their hashes: the same in any order, and mostly in a longer file."""
-    kind, _, value = (only or "").partition("=")
-    if only is not None and (not kind or not value):
-        raise click.UsageError(f"--only {only} must be COLUMN=VALUE.")
-    table = read_table(path, text=[column, *([kind] if only else [])])
-    check_column(table, path, column, "--text-column")
-    if only is not None:
-        check_column(table, path, kind, "--only")
-        classes = sorted(map(str, table[kind].dropna().unique()))
-        table = table[table[kind] == value]
-        if table.empty:
-            fail(f"--only {only} leaves no text; {kind} has: {', '.join(classes[:12])}.")
-    texts = {text for text in table[column].dropna() if text.strip()}
-    if not texts:
-        fail(f"{path} holds no text in the column {column!r}.")
-    return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode()).hexdigest())[
-        :n
-    ]
+def _only(given: str | None) -> dict[str, str] | None:
+    if given is None:
+        return None
+    column, _, value = given.partition("=")
+    if not column or not value:
+        raise click.UsageError(f"--only {given} must be COLUMN=VALUE.")
+    return {column: value}
+
+
+def _targets(given: Sequence[str], models: Mapping[str, str]) -> Any:
+    """Read what to attribute: for all tasks, or of each that is named."""
+    targets: dict[str | None, int | str] = {}
+    for target in given:
+        task, equals, value = target.rpartition("=")
+        if not value.isdecimal() and value not in _TARGETS:
+            raise click.UsageError(
+                f"--target-class {target} must be [NAME=]NUMBER, predicted or sum."
+            )
+        if equals and task not in models:
+            raise click.UsageError(
+                f"--target-class {target} is of no model here; there are: {', '.join(models)}."
+            )
+        targets[task if equals else None] = int(value) if value.isdecimal() else value
+    for_all = targets.pop(None, None)
+    return {task: targets.get(task, for_all) for task in models}
 
 
 def _modified(file: Path) -> int | None:
