@@ -31,7 +31,8 @@ def make_embedding() -> MakeEmbedding:
         return TaskEmbedding(
             name=name,
             vectors={layer: np.mean(values, axis=0) for layer, values in layers.items()},
-            signals={f"examples/{layer}": values for layer, values in layers.items()},
+            signals={f"examples/{layer}": values for layer, values in layers.items()}
+            | {"output_changes": list(layers.values())[-1].sum(axis=1)},
             provenance={"probe": probe},
         )
 

@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfer_pruner import __version__
-from transfer_pruner.embedding import ABSOLUTE, EXAMPLES, STANDARD_ERROR, TaskEmbedding
+from transfer_pruner.embedding import (
+    ABSOLUTE,
+    CHANGES,
+    EXAMPLES,
+    STANDARD_ERROR,
+    TaskEmbedding,
+)
 from transfer_pruner.targets import SUM, Target, check_target, select, target_of
 
 try:
@@ -96,8 +102,8 @@ def embed(
     Returns
     -------
     TaskEmbedding
-        With the signals ``"absolute/<layer>"``, ``"standard_error/<layer>"`` and, unless
-        `keep_examples` is off, ``"examples/<layer>"`` for every layer.
+        With the signals ``"output_changes"`` and, for every layer, ``"absolute/<layer>"``,
+        ``"standard_error/<layer>"`` and, unless `keep_examples` is off, ``"examples/<layer>"``.
 
     Raises
     ------
@@ -196,12 +202,15 @@ def embed_batches(
                 total = _sum_positions(modules[layer], attributed.abs()).sum(axis=0, dtype=float)
                 absolute[layer] = absolute.get(layer, np.zeros_like(total)) + total
     stacked = {layer: np.concatenate(parts) for layer, parts in examples.items()}
+    changes = np.concatenate(change)
     if order is not None:
         stacked = {layer: values[np.argsort(order)] for layer, values in stacked.items()}
-    n_probe = sum(map(len, change))
+        changes = changes[np.argsort(order)]
+    n_probe = len(changes)
     signals: dict[str, NDArray[np.float32]] = {
         ABSOLUTE + layer: (total / n_probe).astype(np.float32) for layer, total in absolute.items()
     }
+    signals[CHANGES] = changes.astype(np.float32)
     for layer, values in stacked.items():
         deviation = values.std(axis=0, ddof=1) if n_probe > 1 else np.zeros(values.shape[1])
         signals[STANDARD_ERROR + layer] = deviation / np.sqrt(n_probe)
@@ -219,7 +228,7 @@ def embed_batches(
             "target": target,
             "layers": list(stacked),
             "n_steps": n_steps,
-            "output_change": float(np.concatenate(change).mean()),
+            "output_change": float(changes.mean()),
             "seconds": time.perf_counter() - started,
             "versions": {
                 "transfer_pruner": __version__,

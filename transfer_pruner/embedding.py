@@ -26,6 +26,8 @@ ABSOLUTE = "absolute/"
 """Prefix of the signals that hold the mean absolute attribution of each neuron."""
 STANDARD_ERROR = "standard_error/"
 """Prefix of the signals that say how uncertain each number of a vector is."""
+CHANGES = "output_changes"
+"""The signal that holds what each probe example changes the output by, from the baseline input."""
 TOKENS = "tokens"
 """The signal that holds the attributions of the tokens that ``provenance["tokens"]`` names."""
 
@@ -56,8 +58,9 @@ class TaskEmbedding:
         (n_probe, width), holds the attributions of each probe example before averaging;
         ``"absolute/<layer>"``, of shape (width,), the mean absolute attribution, no two positions
         or examples cancelling; ``"standard_error/<layer>"``, of shape (width,), the standard error
-        of the vector over probe examples; ``"tokens"``, of shape (k,), for a text task, the mean
-        attribution of each token of ``provenance["tokens"]``.
+        of the vector over probe examples; ``"output_changes"``, of shape (n_probe,), the change of
+        the output that the attributions of each probe example add up to; ``"tokens"``, of shape
+        (k,), for a text task, the mean attribution of each token of ``provenance["tokens"]``.
     provenance : mapping of str to JSON values, optional
         Where the embedding comes from: fingerprints of model and probe, method, layers, steps,
         library versions, seconds.

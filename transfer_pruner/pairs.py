@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from transfer_pruner.embedding import EXAMPLES, TaskEmbedding
+from transfer_pruner.embedding import CHANGES, EXAMPLES, TaskEmbedding
 
 FloatArray = NDArray[np.float64]
 
@@ -113,7 +113,9 @@ def pair_features(
     ``example_cosine`` and ``cka`` of the example-wise attributions, where both tasks were embedded
     on the same probe examples; ``source_rank`` and ``target_rank``, the effective rank of each
     task's own; ``norm_ratio``, log of the source's norm over the target's. All but ``cosine``,
-    ``example_cosine`` and ``cka`` are directed.
+    ``example_cosine`` and ``cka`` are directed. Of the whole model, ``change_correlation``:
+    Pearson's correlation over the probe examples of what each changes the two outputs by, which is
+    what its attributions add up to in every layer; symmetric.
 
     Parameters
     ----------
@@ -130,7 +132,8 @@ def pair_features(
     -------
     DataFrame
         One row a pair, with the index of `pairs`, and one float64 column ``"<feature>[<layer>]"``
-        for each feature and layer, and ``"attribution_score"``. NaN where it cannot be computed.
+        for each feature and layer, ``"change_correlation"`` and ``"attribution_score"``. NaN where
+        it cannot be computed.
     """
     sources, targets = pair_columns(pairs, source, target)
     of_target = embeddings if target_embeddings is None else target_embeddings
@@ -147,6 +150,7 @@ def pair_features(
         ]
         for feature, values in _layer_features(cells).items():
             columns[f"{feature}[{layer}]"] = values
+    columns["change_correlation"] = _change_correlations(sources, targets, embeddings, of_target)
     shared = _share_probe([*embeddings.values(), *of_target.values()])
     columns["attribution_score"] = _score(columns, len(pairs), shared)
     return pd.DataFrame(columns, index=pairs.index)
@@ -268,6 +272,34 @@ class _LayerOfTask:
             centred = _centred(self.examples)
             self.gram = _unit_gram(centred)
             self.rank = _effective_rank(centred)
+
+
+def _change_correlations(
+    sources: NDArray[np.object_],
+    targets: NDArray[np.object_],
+    of_source: Mapping[str, TaskEmbedding],
+    of_target: Mapping[str, TaskEmbedding],
+) -> FloatArray:
+    """Correlate what the probe examples change two outputs by; NaN for different probes."""
+
+    def standardised(embedding: TaskEmbedding | None) -> tuple[object, FloatArray | None]:
+        if embedding is None or CHANGES not in embedding.signals:
+            return None, None
+        changes = _centred(embedding.signals[CHANGES])
+        return embedding.provenance.get("probe"), changes / max(
+            float(np.linalg.norm(changes)), _TINY
+        )
+
+    of_sources, of_targets = (
+        {task: standardised(embeddings.get(task)) for task in dict.fromkeys(tasks)}
+        for tasks, embeddings in ((sources, of_source), (targets, of_target))
+    )
+    found = np.full(len(sources), np.nan)
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        (probe, s), (other, t) = of_sources[source], of_targets[target]
+        if s is not None and t is not None and probe == other and s.shape == t.shape:
+            found[row] = float(s @ t)
+    return found
 
 
 def _score(columns: Mapping[str, FloatArray], n_pairs: int, shared_probe: bool) -> FloatArray:

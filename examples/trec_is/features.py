@@ -5,8 +5,8 @@
 For every seed, of the source models that measure.py left in the folder and of each target's model
 that was trained on its few labels (the single-task baseline): their attributions on shared probe
 texts, compared pair by pair; LogME and H-score of the source's features on the target's few texts;
-what the source's head scores there, untrained; label overlap; sizes. Numbers alone are written, and
-the seconds of CPU that each kind took.
+what the source's head scores there, and on the target's dev texts, untrained; label overlap; sizes.
+Numbers alone are written, and the seconds of CPU that each kind took.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import torch
 from encoder import Activations, Top
-from measure import Bench
+from measure import Bench, best_threshold
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -137,10 +137,11 @@ def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) ->
         by_lr = [bench.train_target(None, name, lr, seed)[0] for lr in bench.lrs]
         alone[name] = max(by_lr, key=lambda top: bench.scores(top, name)[0]["dev_ap"])
     started = time.process_time()
-    sources, targets = (
-        {name: embed_top(top, probe, name, n_steps, method) for name, top in models.items()}
-        for models in (tops, alone)
-    )
+    with encoder.half_precision(bench.half):
+        sources, targets = (
+            {name: embed_top(top, probe, name, n_steps, method) for name, top in models.items()}
+            for models in (tops, alone)
+        )
     embedding = time.process_time() - started
     folder = bench.out / "embeddings" / f"{method}-{n_steps}" / str(seed)
     save_embeddings(sources.values(), folder / "source")
@@ -160,12 +161,27 @@ def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) ->
             for s, t in zip(pairs["source"], pairs["target"], strict=True)
         ]
     )
-    table = pd.concat([pairs.assign(seed=seed), features, others], axis=1)
-    table.attrs["seconds"] = {
-        "embedding": embedding,
-        "probing": time.process_time() - started,
-    }
+    probing = time.process_time() - started
+    started = time.process_time()
+    looks = pd.DataFrame(
+        [
+            first_look(bench, tops[s], t)
+            for s, t in zip(pairs["source"], pairs["target"], strict=True)
+        ]
+    )
+    looking = time.process_time() - started
+    table = pd.concat([pairs.assign(seed=seed), features, others, looks], axis=1)
+    table.attrs["seconds"] = {"embedding": embedding, "probing": probing, "looking": looking}
     return table
+
+
+def first_look(bench: Bench, top: Top, target: str) -> dict[str, float]:
+    """Score the source's model, head and all, on the target's dev texts: a trial of no step."""
+    truth, logits = bench.logits(top, target, "dev")
+    return {
+        "look_ap": float(average_precision_score(truth, logits)),
+        "look_f1": float(f1_score(truth, logits >= best_threshold(truth, logits))),
+    }
 
 
 def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict[str, float]:
@@ -192,18 +208,23 @@ def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict
 
 def main() -> None:
     parser = measure.arguments()
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--method", default="conductance")
     options: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)
     probe = Probe(bench.tasks.probe(N_PROBE), options.trainable)
+    out, kind = Path(options.out), f"{options.method}-{options.steps}"
     for seed in options.seeds:
-        file = Path(options.out) / f"features-{options.method}-{options.steps}-{seed}.csv"
+        file = out / f"features-{kind}-{seed}.csv"
         if not file.exists():
             table = of_seed(bench, seed, probe, options.steps, options.method)
+            seconds = pd.DataFrame([{"seed": seed} | table.attrs["seconds"]])
+            seconds.round(1).to_csv(out / f"overhead-{kind}-{seed}.csv", index=False)
             table.round(5).to_csv(file, index=False)
-            print(file, table.attrs["seconds"], flush=True)
+    for name in ("features", "overhead"):
+        parts = [pd.read_csv(file) for file in sorted(out.glob(f"{name}-{kind}-[0-9]*.csv"))]
+        pd.concat(parts).to_csv(out / f"{name}.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,19 @@ def test_examples_of_different_probes_are_not_compared(make_embedding: object) -
     pairs = pd.DataFrame({"source": ["a"], "target": ["b"]})
     features = pair_features(pairs, embeddings).iloc[0]
     assert np.isnan(features["cka[l]"])
+    assert np.isnan(features["change_correlation"])
     assert attribution_score(pairs, embeddings)[0] == pytest.approx(features["cosine[l]"])
+
+
+def test_models_that_answer_alike_have_correlated_changes(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    layers = {name: rng.normal(size=(9, 4)) for name in "ab"}
+    layers["twice a"] = 2 * layers["a"] + 1
+    embeddings = {n: make_embedding(n, l=values) for n, values in layers.items()}  # type: ignore[operator]
+    pairs = pd.DataFrame({"source": ["a", "twice a"], "target": ["b", "a"]})
+    found = pair_features(pairs, embeddings)["change_correlation"]
+    expected = np.corrcoef(layers["a"].sum(axis=1), layers["b"].sum(axis=1))[0, 1]
+    assert found.tolist() == pytest.approx([expected, 1], rel=1e-5)
 
 
 def test_models_of_different_widths_are_compared_by_examples(make_embedding: object) -> None:
