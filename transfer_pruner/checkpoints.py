@@ -126,7 +126,8 @@ def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     yield json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     if hasattr(model, "get_base_model"):
         # A PEFT model's scale, and which of its adapters is active, are not among its weights.
-        adapters = {name: adapter.to_dict() for name, adapter in model.peft_config.items()}
+        configs: dict[str, Any] = dict(model.peft_config)
+        adapters = {name: adapter.to_dict() for name, adapter in configs.items()}
         said = [adapters, model.active_adapter]
         yield json.dumps(said, sort_keys=True, default=lambda x: sorted(map(str, x)))
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -23,7 +23,13 @@ from transfer_pruner import calibration
 from transfer_pruner.decisions import Decision, encode_decisions, read_decisions
 from transfer_pruner.embedding import TransferPrunerWarning, write_atomically
 from transfer_pruner.pairs import is_baseline
-from transfer_pruner.ranking import Predictor, affordable, ranked_candidates
+from transfer_pruner.ranking import (
+    Predictor,
+    affordable,
+    finite_or_nan,
+    ranked,
+    ranked_candidates,
+)
 
 __all__ = ["Decision", "EliminationRule", "Predictor"]
 
@@ -322,6 +328,81 @@ class EliminationRule:
         if len(decisions) == 1:
             return decisions[worst]
         return replace(decisions[worst], reason=f"{worst}: {decisions[worst].reason}")
+
+    def refine(self, look: Callable[[str, str], float], k: int = 1) -> EliminationRule:
+        """Look again at the pairs that are kept, and keep the k best of every target.
+
+        For what says more of a pair than attributions and costs less than a trial, but too much to
+        be done for every pair: the score of the source's model on the target's dev examples before
+        any training, a few training steps, `transferability.logme`. Ours.
+
+        Parameters
+        ----------
+        look : callable of (source, target) to float
+            Called once for every pair that this rule knows and keeps; higher is better, within a
+            target. NaN, or a look that fails, keeps the pair.
+        k : int
+            Sources kept for each target, 0 or more. Equal looks are ordered by source name.
+
+        Returns
+        -------
+        EliminationRule
+            A new rule: what this one eliminates stays eliminated, with its reason. The seconds of
+            the looks are the caller's to count, with those of attribution.
+        """
+        if k < 0:
+            raise ValueError(f"k cannot be negative but got {k}.")
+        kept = [pair for pair, decision in self._decisions.items() if not decision.eliminated]
+        settings = {"rule": "refine", "k": k, "first": self.settings}
+        decisions = dict(self._decisions)
+        if not kept:
+            return EliminationRule(decisions, settings)
+        looks = self._looks(look, kept)
+        table = ranked(
+            pd.DataFrame(
+                {
+                    "source": [source for source, _ in kept],
+                    "target": [target for _, target in kept],
+                    "score": finite_or_nan(np.array(looks)),
+                }
+            )
+        )
+        for source, target, score, rank, candidates in zip(
+            table["source"],
+            table["target"],
+            table["score"].tolist(),
+            table["rank"].tolist(),
+            table["candidates"].tolist(),
+            strict=True,
+        ):
+            if not math.isnan(score):
+                why = f"rank {rank} of {candidates} for {target} by a second look"
+                decisions[source, target] = replace(
+                    decisions[source, target],
+                    eliminated=rank > k,
+                    score=score,
+                    reason=f"{why}; the rule keeps {k}",
+                )
+        return EliminationRule(decisions, settings)
+
+    @staticmethod
+    def _looks(look: Callable[[str, str], float], pairs: Sequence[tuple[str, str]]) -> list[float]:
+        looks, failures = [], []
+        for source, target in pairs:
+            try:
+                looks.append(float(look(source, target)))
+            except Exception as error:
+                # Fail open, as everywhere: one source that cannot be loaded costs only itself.
+                looks.append(math.nan)
+                failures.append(f"{source!r} -> {target!r}: {type(error).__name__}: {error}")
+        if failures:
+            warnings.warn(
+                f"{len(failures)} of {len(pairs)} looks failed and their pairs are kept, the first "
+                f"of them {failures[0]}",
+                TransferPrunerWarning,
+                stacklevel=3,
+            )
+        return looks
 
     def kept(self, target: str) -> list[str]:
         """Name the sources that are kept for a target, the best-scored first."""

@@ -245,3 +245,48 @@ def test_a_rule_from_a_real_predictor_gives_probabilities(
     assert not decision.eliminated
     assert decision.probability > 0.7
     assert rule.decide("advice", "news").eliminated
+
+
+def test_a_second_look_is_taken_only_at_what_is_kept(predictor: Table) -> None:
+    first = EliminationRule.top_k(predictor, k=3)
+    looked: list[tuple[str, str]] = []
+
+    def look(source: str, target: str) -> float:
+        looked.append((source, target))
+        return {"a": 1.0, "b": 5.0, "c": 2.0, "d": 4.0, "e": 3.0}[source]
+
+    rule = first.refine(look, k=1)
+    assert sorted(looked) == sorted(kept_pairs(first))
+    for target in predictor.tasks:
+        assert rule.kept(target) == [max(first.kept(target), key=lambda s: look(s, target))]
+    for pair in set(predictor.scores) - kept_pairs(first):
+        assert rule.decide(*pair) == first.decide(*pair)
+    lost = (kept_pairs(first) - kept_pairs(rule)).pop()
+    assert "by a second look; the rule keeps 1" in rule.decide(*lost).reason
+    assert rule.settings["first"] == first.settings
+
+
+def test_a_look_that_fails_keeps_its_pair(predictor: Table) -> None:
+    first = EliminationRule.top_k(predictor, k=3)
+
+    def look(source: str, target: str) -> float:
+        if source == "a":
+            raise RuntimeError("no such model")
+        return math.nan if source == "b" else 1.0
+
+    with pytest.warns(TransferPrunerWarning, match="looks failed .* no such model"):
+        rule = first.refine(look, k=0)
+    assert kept_pairs(rule) == {pair for pair in kept_pairs(first) if pair[0] in "ab"}
+
+
+def test_a_refined_rule_is_saved_and_loaded(predictor: Table, tmp_path: Path) -> None:
+    rule = EliminationRule.top_k(predictor, k=3).refine(lambda source, _: ord(source), k=2)
+    rule.save(tmp_path)
+    assert EliminationRule.load(tmp_path).fingerprint == rule.fingerprint
+    with pytest.raises(ValueError, match="k cannot be negative but got -1"):
+        rule.refine(lambda *_: 0.0, k=-1)
+
+
+def test_a_rule_that_keeps_nothing_has_nothing_to_look_at(predictor: Table) -> None:
+    nothing = EliminationRule.top_k(predictor, k=0)
+    assert kept_pairs(nothing.refine(lambda *_: 1.0, k=3)) == set()
