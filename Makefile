@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint examples bench-attribution bench-trec-is wheel compat clean
+.PHONY: help setup demo test test-slow test-all lint examples docs bench-attribution bench-trec-is wheel compat clean
 
 help:           ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +36,9 @@ lint: setup     ## Check style and types.
 examples: setup ## Run every example.
 	@for example in examples/[0-9]*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
 
+docs: setup     ## Build the documentation into site/; a link that leads nowhere fails.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench-attribution: setup ## Compare one sweep over all layers with Captum's walk.
 	$(BIN)/python examples/bench_attribution.py
 
@@ -51,4 +54,4 @@ compat: setup   ## Run the tests against the oldest versions that pyproject.toml
 	PYTHON=$(PYTHON) tests/run_compat.sh
 
 clean:          ## Remove everything that the other targets made.
-	rm -rf .venv .venv-* build dist demo-output ray-output .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist demo-output ray-output site .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
