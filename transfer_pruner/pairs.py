@@ -152,7 +152,8 @@ def pair_features(
             columns[f"{feature}[{layer}]"] = values
     columns["change_correlation"] = _change_correlations(sources, targets, embeddings, of_target)
     shared = _share_probe([*embeddings.values(), *of_target.values()])
-    columns["attribution_score"] = _score(columns, len(pairs), shared)
+    alike = {layer: correspondence(layer, embeddings, of_target) for layer in layers}
+    columns["attribution_score"] = _score(columns, len(pairs), shared, alike)
     return pd.DataFrame(columns, index=pairs.index)
 
 
@@ -166,12 +167,13 @@ def attribution_score(
 ) -> FloatArray:
     r"""Score ordered pairs by attributions alone, before any transfer was measured.
 
-    The mean over layers of :math:`\mathrm{CKA}(s, t) + \log \mathrm{rank}(s)`: do the source's
-    attributions set the same probe examples apart as the target's, and in how many directions do
-    they vary? Directed through the source's effective rank, and free of the models' neurons having
-    to correspond. Ours; CONTRIBUTING.md tells how it was chosen. Unless all tasks were embedded on
-    the same probe examples, it is the mean over layers of the cosine of the two vectors instead,
-    for every pair.
+    The mean over layers of :math:`\mathrm{CKA}(s, t) + \log \mathrm{rank}(s) + \max(\kappa, 0)
+    \cos(s, t)`: do the source's attributions set the same probe examples apart as the target's, in
+    how many directions do they vary, and, as far as the two models' neurons correspond
+    (:math:`\kappa`, `correspondence`), do they point the same way, example by example? Directed
+    through the source's effective rank. Ours; CONTRIBUTING.md tells how it was chosen. Unless all
+    tasks were embedded on the same probe examples, it is the mean over layers of the cosine of the
+    two vectors instead, for every pair.
 
     Returns
     -------
@@ -181,6 +183,50 @@ def attribution_score(
     """
     features = pair_features(pairs, embeddings, target_embeddings, source=source, target=target)
     return features["attribution_score"].to_numpy(dtype=float)
+
+
+def correspondence(
+    layer: str,
+    embeddings: Mapping[str, TaskEmbedding],
+    target_embeddings: Mapping[str, TaskEmbedding] | None = None,
+) -> float:
+    r"""How far the neurons of a layer are the same ones in all models (copies of one encoder, say).
+
+    The mean over ordered pairs of two tasks of :math:`\langle a_s, a_t \rangle / (|a_s| |a_t|)`,
+    where a are absolute attributions (n_probe, width), centred over the neurons of each probe
+    example. In [-1, 1]: about 0 if the neurons of the models are permuted at random, 1 if the same
+    neurons matter in all of them, for or against the output. 0 where no two tasks have attributions
+    of the same examples and widths. Ours.
+
+    Parameters
+    ----------
+    layer : str
+    embeddings, target_embeddings
+        As for `pair_features`.
+    """
+    totals: list[dict[tuple[int, ...], FloatArray]] = [{}, {}]
+    counts: list[dict[tuple[int, ...], int]] = [{}, {}]
+    units: list[dict[str, FloatArray]] = [{}, {}]
+    of_target = embeddings if target_embeddings is None else target_embeddings
+    for side, tasks in enumerate((embeddings, of_target)):
+        for task, embedding in tasks.items():
+            if EXAMPLES + layer not in embedding.signals:
+                continue
+            values = np.abs(embedding.signals[EXAMPLES + layer].astype(float))
+            values = values - values.mean(axis=1, keepdims=True)
+            unit = values / max(float(np.linalg.norm(values)), _TINY)
+            units[side][task] = unit
+            totals[side][unit.shape] = totals[side].get(unit.shape, 0.0) + unit
+            counts[side][unit.shape] = counts[side].get(unit.shape, 0) + 1
+    found, n_pairs = 0.0, 0
+    for shape in totals[0].keys() & totals[1].keys():
+        found += float((totals[0][shape] * totals[1][shape]).sum())
+        n_pairs += counts[0][shape] * counts[1][shape]
+    for task in units[0].keys() & units[1].keys():
+        if units[0][task].shape == units[1][task].shape:
+            found -= float((units[0][task] * units[1][task]).sum())
+            n_pairs -= 1
+    return found / n_pairs if n_pairs else 0.0
 
 
 def source_popularity(
@@ -302,7 +348,12 @@ def _change_correlations(
     return found
 
 
-def _score(columns: Mapping[str, FloatArray], n_pairs: int, shared_probe: bool) -> FloatArray:
+def _score(
+    columns: Mapping[str, FloatArray],
+    n_pairs: int,
+    shared_probe: bool,
+    alike: Mapping[str, float],
+) -> FloatArray:
     """Score pairs as `attribution_score` says, from the features of their layers."""
 
     def by_layer(feature: str) -> FloatArray:
@@ -311,7 +362,8 @@ def _score(columns: Mapping[str, FloatArray], n_pairs: int, shared_probe: bool) 
 
     if not shared_probe:
         return _row_mean(by_layer("cosine"))
-    return _row_mean(by_layer("cka") + np.log(by_layer("source_rank")))
+    directions = by_layer("example_cosine") * [max(alike[layer], 0.0) for layer in alike]
+    return _row_mean(by_layer("cka") + np.log(by_layer("source_rank")) + np.nan_to_num(directions))
 
 
 def _share_probe(embeddings: Sequence[TaskEmbedding]) -> bool:

@@ -2,6 +2,7 @@
 
     python examples/trec_is/analyse.py
     python examples/trec_is/analyse.py --metrics ap --splits test shifted --regimes source both
+    python examples/trec_is/analyse.py --positives 16
 
 Everything that learns from measured gains is scored on targets, on sources, or on both, that it
 has not learnt from; it learns from dev scores and is judged by test scores. Intervals are bootstrap
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,9 @@ from table import HERE, NO_SOURCE, Array, Measured, load
 from transfer_pruner.plotting import savings_regret_curve
 
 OVERHEAD = 94.0
-"""Seconds of CPU to embed 25 source and 25 target models on 64 texts in 8 steps (features.py)."""
+"""Seconds of CPU to embed 25 source and 25 target models, where no table says (features.py)."""
+LOOKED = 6
+"""Sources of a target that are looked at again, where they are; chosen on dev (README.md)."""
 
 
 def per_target(data: Measured, scores: Array) -> dict[str, Array]:
@@ -143,34 +148,71 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
     console.print(printed)
 
 
-def curve(data: Measured, made: dict[str, Array], overhead: float) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that elimination takes, for all tasks and seeds.
+
+    Attributes
+    ----------
+    embedding : float
+        To embed all tasks as sources and as targets.
+    look : float
+        To score one source's model on one target's dev texts.
+    """
+
+    embedding: float
+    look: float
+
+    def of(self, name: str, n_tasks: int) -> float:
+        """Seconds that a predictor of this name takes to rank all pairs."""
+        looks = n_tasks - 1 if name == "first look on dev" or "and the look" in name else 0
+        looks = LOOKED if name.endswith("looked at again") else looks
+        attributed = name.startswith(("attributions", "all"))
+        return self.embedding * attributed + self.look * looks * n_tasks
+
+
+def read_costs(file: Path, n_seeds: int, n_tasks: int) -> Costs:
+    """Take what features.py measured, or what it said when it did not write that down."""
+    if not file.exists():
+        return Costs(OVERHEAD * n_seeds, 0.0)
+    seconds = pd.read_csv(file)[["embedding", "looking"]].sum()
+    return Costs(seconds["embedding"], seconds["looking"] / (n_tasks * (n_tasks - 1)))
+
+
+def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
     """Compute the regret for every share of the seconds saved."""
-    n_sources = len(data.tasks) - 1
+    n = len(data.tasks)
     rows = []
-    for name in ON_CURVE:
-        for k in range(n_sources + 1):
-            saved = data.share_saved(k, 0.0 if name == "popularity" else overhead)
+    for name in (name for name in ON_CURVE if name in made):
+        for k in range(LOOKED + 1 if name.endswith("looked at again") else n):
+            saved = data.share_saved(k, costs.of(name, n))
             rows.append((name, k, saved, data.regret(made[name], k).mean()))
     rng = np.random.default_rng(0)
-    for k in range(n_sources + 1):
+    for k in range(n):
         drawn = [data.regret(rng.random(data.dev_gain.shape), k).mean() for _ in range(100)]
         rows.append(("random", k, data.share_saved(k, 0.0), float(np.mean(drawn))))
     return pd.DataFrame(rows, columns=["predictor", "sources kept", "saved", "regret"])
 
 
 ON_CURVE = (
-    *("popularity", "label correlation", "attributions, nothing measured", "attributions, fitted"),
-    *("attributions and probing, fitted", "all, fitted"),
+    *("popularity", "label correlation", "first look on dev", "attributions, nothing measured"),
+    *(
+        "attributions, looked at again",
+        "attributions, fitted",
+        "attributions, fitted, looked at again",
+    ),
+    *("attributions and probing, fitted", "all, fitted", "all, fitted, looked at again"),
 )
 
 
 def draw(
-    transfers: pd.DataFrame, data: Measured, made: dict[str, Array], overhead: float, metric: str
+    transfers: pd.DataFrame, data: Measured, made: dict[str, Array], costs: Costs, metric: str
 ) -> Figure:
     """Draw the savings-regret curve of a few predictors; trials are means over seeds."""
     seeds = len(data.dev_gain)
     whole = transfers[transfers["seed"].isin(data.features["seed"].unique())]
-    columns = {f"dev_{metric}": "dev", f"test_{metric}": "test", "seconds": "seconds"}
+    columns = {f"dev_{metric}": "dev", f"test_{metric}": "test", "spent": "seconds"}
+    whole = whole.assign(spent=whole["seconds"] + whole.get("dev_seconds", 0.0))
     trials = whole.groupby(["source", "target", "lr"], as_index=False)[list(columns)].mean()
     trials = trials.rename(columns=columns)
     trials["seconds"] *= seeds
@@ -183,7 +225,7 @@ def draw(
         ]
         for name in ("popularity", "attributions, nothing measured", "attributions, fitted")
     }
-    return savings_regret_curve(trials, scores, attribution_seconds=overhead)
+    return savings_regret_curve(trials, scores, attribution_seconds=costs.embedding)
 
 
 def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
@@ -206,43 +248,42 @@ def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--transfers", type=Path, default=HERE / "transfers.csv")
-    parser.add_argument("--features", type=Path, default=HERE / "features.csv")
+    parser.add_argument(
+        "--positives", type=int, choices=(4, 16), default=4, help="labelled ones of a target"
+    )
+    parser.add_argument("--transfers", type=Path, help="another table that measure.py made")
+    parser.add_argument("--features", type=Path, help="the one that features.py made with it")
     parser.add_argument("--ways", nargs="+", default=["sequential"])
     parser.add_argument("--metrics", nargs="+", default=["f1"])
     parser.add_argument("--splits", nargs="+", default=["test"])
     parser.add_argument("--regimes", nargs="+", default=["target"])
     parser.add_argument(
-        "--overhead",
-        type=float,
-        default=OVERHEAD,
-        help="seconds to embed all tasks as sources and as targets, for one seed",
+        "--overhead", type=Path, help="seconds of attribution and of looks: features.py's too"
     )
     parser.add_argument("--figure", type=Path, help="file for the savings-regret curve on test")
     options = parser.parse_args()
-    transfers, features = pd.read_csv(options.transfers), pd.read_csv(options.features)
+    ending = "" if options.positives == 16 else f"-{options.positives}"
+    transfers = pd.read_csv(options.transfers or HERE / f"transfers{ending}.csv")
+    features = pd.read_csv(options.features or HERE / f"features{ending}.csv")
     console = Console(width=200)
-    for way in options.ways:
-        for metric in options.metrics:
-            for split in options.splits:
-                data = load(transfers, features, way, metric, split)
-                for regime in options.regimes:
-                    out = "source and target" if regime == "both" else regime
-                    title = f"{way} transfer, {metric} on {split}, {out} left out"
-                    made = all_scores(data, regime)
-                    report(data, made, console, title)
-                    if regime == "target":
-                        points = curve(data, made, options.overhead * len(data.dev_gain))
-                        nothing = data.regret(np.zeros_like(data.dev_gain), 0)
-                        print_points(points, nothing, console)
-                        print_reliability(data, console)
-                        print_risk(data, made["all, fitted"], console)
-                        if options.figure and split == "test":
-                            overhead = options.overhead * len(data.dev_gain)
-                            rows = transfers[transfers["way"] == way]
-                            draw(rows, data, made, overhead, metric).savefig(
-                                options.figure, dpi=110
-                            )
+    for way, metric, split in product(options.ways, options.metrics, options.splits):
+        data = load(transfers, features, way, metric, split)
+        costs = read_costs(
+            options.overhead or HERE / f"overhead{ending}.csv", len(data.dev_gain), len(data.tasks)
+        )
+        for regime in options.regimes:
+            out = "source and target" if regime == "both" else regime
+            made = all_scores(data, regime, LOOKED)
+            report(data, made, console, f"{way} transfer, {metric} on {split}, {out} left out")
+            if regime != "target":
+                continue
+            points = curve(data, made, costs)
+            print_points(points, data.regret(np.zeros_like(data.dev_gain), 0), console)
+            print_reliability(data, console)
+            print_risk(data, made["all, fitted"], console)
+            if options.figure and split == "test":
+                rows = transfers[transfers["way"] == way]
+                draw(rows, data, made, costs, metric).savefig(options.figure, dpi=110)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingRegressor
-from table import Array, Measured
+from table import Array, Measured, ranks
 
 from transfer_pruner import TransferPredictor
 
 # Predictors: what they go by. A single column is taken as it is, more are learnt from.
 ATTRIBUTIONS = (
     *("cosine", "containment", "example_cosine", "cka", "source_rank", "target_rank", "norm_ratio"),
-    "tokens_cosine",
+    *("tokens_cosine", "change_correlation"),
 )
+LOOK = "look_ap"
+"""What the source's model, head and all, scores on the target's dev texts: a trial of no step."""
 PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
 LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
 
@@ -87,6 +89,23 @@ def popularity(data: Measured, regime: str) -> Array:
     return np.broadcast_to(rest, gains.shape)
 
 
+def refined(data: Measured, first: Array, kept: int) -> Array:
+    """Look again at the best of a target's sources only: at most `kept` looks each.
+
+    As `EliminationRule.refine`: whatever was looked at comes before what was not.
+    """
+    looked = ranks(first.mean(axis=0)) < kept
+    look = of_column(data, LOOK).mean(axis=0)
+    others = -1 - ranks(first.mean(axis=0))
+    return np.broadcast_to(np.where(looked, look, others), first.shape)
+
+
+LOOKED_AT_AGAIN = {
+    "attributions": "attributions, nothing measured",
+    "attributions, fitted": "attributions, fitted",
+    "all, fitted": "all, fitted",
+}
+
 Scores = Callable[[Measured, str], Array]
 
 
@@ -95,7 +114,7 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     attributions = columns_of(features, ATTRIBUTIONS)
     everything = [*attributions, *PROBING, *LABELS]
     trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, random_state=0)
-    return {
+    scored: dict[str, Scores] = {
         "source size": lambda data, _: of_column(data, "source_size"),
         "popularity": popularity,
         "label correlation": lambda data, _: of_column(data, "label_correlation"),
@@ -123,10 +142,21 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
         "all, fitted": lambda data, regime: fitted(data, regime, everything),
         "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
     }
+    if LOOK in features:
+        scored |= {
+            "first look on dev": lambda data, _: of_column(data, LOOK),
+            "all and the look, fitted": lambda data, regime: fitted(
+                data, regime, [*everything, LOOK]
+            ),
+        }
+    return scored
 
 
-def all_scores(data: Measured, regime: str) -> dict[str, Array]:
+def all_scores(data: Measured, regime: str, looked: int) -> dict[str, Array]:
     """Score every pair by every predictor that can be had in this regime."""
     made = {name: of(data, regime) for name, of in predictors(data.features).items()}
+    if LOOK in data.features:
+        for name, first in LOOKED_AT_AGAIN.items():
+            made[f"{name}, looked at again"] = refined(data, made[first], looked)
     usable = np.isfinite(data.dev_gain)
     return {name: scores for name, scores in made.items() if np.isfinite(scores[usable]).any()}

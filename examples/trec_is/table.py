@@ -105,6 +105,10 @@ def load(
     seeds = sorted(sizes[sizes == len(tasks) * (len(tasks) - 1) * len(lrs)].index)
     seeds = [seed for seed in seeds if seed in set(features["seed"])]
 
+    # What a trial costs a search: its training, and its scoring on dev where that was measured.
+    spent = rows["seconds"] + rows.get("dev_seconds", 0.0)
+    rows = rows.assign(spent=spent)
+
     def arranged(table: pd.DataFrame, column: str, sources: list[str]) -> Array:
         index = pd.MultiIndex.from_product([seeds, tasks, sources, lrs])
         values = table.set_index(["seed", "target", "source", "lr"])[column].reindex(index)
@@ -117,6 +121,6 @@ def load(
         arranged(rows, f"{split}_{metric}", tasks),
         arranged(baselines, f"dev_{metric}", [NO_SOURCE])[:, :, 0],
         arranged(baselines, f"{split}_{metric}", [NO_SOURCE])[:, :, 0],
-        arranged(rows, "seconds", tasks),
+        arranged(rows, "spent", tasks),
         features.set_index(["seed", "target", "source"]).reindex(index).reset_index(),
     )

@@ -12,6 +12,7 @@ from transfer_pruner import TaskEmbedding, pair_features
 from transfer_pruner.pairs import (
     attribution_score,
     containment,
+    correspondence,
     cosine,
     effective_rank,
     is_baseline,
@@ -180,3 +181,54 @@ def test_a_table_without_the_columns_is_refused(embeddings: dict[str, TaskEmbedd
         pair_features(pd.DataFrame({"source": ["a"], "goal": ["b"]}), embeddings)
     with pytest.raises(ValueError, match=r"must be a pandas DataFrame .* but got list"):
         pair_features([("a", "b")], embeddings)  # type: ignore[arg-type]
+
+
+def copies(make_embedding: object, permuted: bool) -> dict[str, TaskEmbedding]:
+    """Tasks whose models weigh the same neurons alike, for or against; permuted: others each."""
+    rng = np.random.default_rng(0)
+    weight = np.exp(rng.normal(size=40))
+    tasks = {}
+    for name in "abcdef":
+        values = (
+            rng.choice([-1, 1], size=(30, 40)) * weight * np.exp(0.3 * rng.normal(size=(30, 40)))
+        )
+        order = rng.permutation(40) if permuted else slice(None)
+        tasks[name] = make_embedding(name, l=values[:, order])  # type: ignore[operator]
+    return tasks
+
+
+def test_neurons_correspond_in_copies_of_one_model_and_not_in_models_of_their_own(
+    make_embedding: object,
+) -> None:
+    assert correspondence("l", copies(make_embedding, permuted=False)) > 0.8
+    assert abs(correspondence("l", copies(make_embedding, permuted=True))) < 0.1
+
+
+def test_correspondence_is_the_mean_correlation_over_ordered_pairs(
+    embeddings: dict[str, TaskEmbedding],
+) -> None:
+    def unit(embedding: TaskEmbedding) -> np.ndarray:
+        values = np.abs(embedding.signals["examples/hidden"].astype(float))
+        values -= values.mean(axis=1, keepdims=True)
+        return (values / np.linalg.norm(values)).ravel()
+
+    found = [
+        unit(s) @ unit(t) for s in embeddings.values() for t in embeddings.values() if s is not t
+    ]
+    assert correspondence("hidden", embeddings) == pytest.approx(np.mean(found))
+    alone = {"news": embeddings["news"]}
+    assert correspondence("hidden", alone) == 0
+    assert correspondence("no such layer", embeddings) == 0
+
+
+def test_the_attribution_score_asks_for_one_direction_where_neurons_correspond(
+    make_embedding: object,
+) -> None:
+    tasks = copies(make_embedding, permuted=False)
+    examples = tasks["a"].signals["examples/l"]
+    # CKA and effective rank cannot tell these two sources apart.
+    tasks["with"] = make_embedding("with", l=examples)  # type: ignore[operator]
+    tasks["against"] = make_embedding("against", l=-examples)  # type: ignore[operator]
+    pairs = pd.DataFrame({"source": ["with", "against"], "target": ["a", "a"]})
+    along, against = attribution_score(pairs, tasks)
+    assert along - against == pytest.approx(2 * correspondence("l", tasks), rel=1e-4)
