@@ -32,7 +32,7 @@ from transfer_pruner.plotting import savings_regret_curve
 
 OVERHEAD = 94.0
 """Seconds of CPU to embed 25 source and 25 target models, where no table says (features.py)."""
-LOOKED = 6
+LOOKED = 8
 """Sources of a target that are looked at again, where they are; chosen on dev (README.md)."""
 
 
@@ -156,27 +156,30 @@ class Costs:
     ----------
     embedding : float
         To embed all tasks as sources and as targets.
-    look : float
-        To score one source's model on one target's dev texts.
+    look, quick_look : float
+        To score every source's model on every target's dev texts, or on a third of them.
     """
 
     embedding: float
     look: float
+    quick_look: float
 
-    def of(self, name: str, n_tasks: int) -> float:
+    def of(self, name: str, n_sources: int) -> float:
         """Seconds that a predictor of this name takes to rank all pairs."""
-        looks = n_tasks - 1 if name == "first look on dev" or "and the look" in name else 0
-        looks = LOOKED if name.endswith("looked at again") else looks
-        attributed = name.startswith(("attributions", "all"))
-        return self.embedding * attributed + self.look * looks * n_tasks
+        seconds = self.embedding if name.startswith(("attributions", "all")) else 0.0
+        if name.endswith("looked at again"):
+            return seconds + self.look * LOOKED / n_sources
+        if "quick look" in name:
+            return seconds + self.quick_look
+        return seconds + self.look if "look" in name else seconds
 
 
-def read_costs(file: Path, n_seeds: int, n_tasks: int) -> Costs:
+def read_costs(file: Path, n_seeds: int) -> Costs:
     """Take what features.py measured, or what it said when it did not write that down."""
     if not file.exists():
-        return Costs(OVERHEAD * n_seeds, 0.0)
-    seconds = pd.read_csv(file)[["embedding", "looking"]].sum()
-    return Costs(seconds["embedding"], seconds["looking"] / (n_tasks * (n_tasks - 1)))
+        return Costs(OVERHEAD * n_seeds, 0.0, 0.0)
+    seconds = pd.read_csv(file)
+    return Costs(*(float(seconds[name].sum()) for name in ("embedding", "look", "quick_look")))
 
 
 def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
@@ -185,7 +188,7 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
     rows = []
     for name in (name for name in ON_CURVE if name in made):
         for k in range(LOOKED + 1 if name.endswith("looked at again") else n):
-            saved = data.share_saved(k, costs.of(name, n))
+            saved = data.share_saved(k, costs.of(name, n - 1))
             rows.append((name, k, saved, data.regret(made[name], k).mean()))
     rng = np.random.default_rng(0)
     for k in range(n):
@@ -195,13 +198,11 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
 
 
 ON_CURVE = (
-    *("popularity", "label correlation", "first look on dev", "attributions, nothing measured"),
-    *(
-        "attributions, looked at again",
-        "attributions, fitted",
-        "attributions, fitted, looked at again",
-    ),
-    *("attributions and probing, fitted", "all, fitted", "all, fitted, looked at again"),
+    *("popularity", "label correlation", "zero-shot average precision"),
+    *("quick look on dev", "first look on dev", "attributions, nothing measured"),
+    *("attributions, looked at again", "attributions, fitted"),
+    *("attributions, fitted, looked at again", "attributions and probing, fitted", "all, fitted"),
+    *("all, fitted, looked at again", "all and the quick look, fitted", "all and the look, fitted"),
 )
 
 
@@ -268,9 +269,8 @@ def main() -> None:
     console = Console(width=200)
     for way, metric, split in product(options.ways, options.metrics, options.splits):
         data = load(transfers, features, way, metric, split)
-        costs = read_costs(
-            options.overhead or HERE / f"overhead{ending}.csv", len(data.dev_gain), len(data.tasks)
-        )
+        file = options.overhead or HERE / f"overhead{ending}.csv"
+        costs = read_costs(file, len(data.dev_gain))
         for regime in options.regimes:
             out = "source and target" if regime == "both" else regime
             made = all_scores(data, regime, LOOKED)

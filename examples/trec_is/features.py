@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import torch
 from encoder import Activations, Top
-from measure import Bench, best_threshold
+from measure import Bench
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -35,6 +35,8 @@ from transfer_pruner.sweep import Batch, Scorer
 from transfer_pruner.transferability import h_score, logme, null_corrected
 
 N_PROBE = 64
+LOOKS = {"look": 1.0, "quick_look": 1 / 3}
+"""Name of a first look to the share of the dev texts that it takes."""
 
 
 class Probe:
@@ -162,26 +164,28 @@ def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) ->
         ]
     )
     probing = time.process_time() - started
-    started = time.process_time()
-    looks = pd.DataFrame(
-        [
-            first_look(bench, tops[s], t)
+    seconds = {"embedding": embedding, "probing": probing}
+    looks = []
+    for name, share in LOOKS.items():
+        started = time.process_time()
+        values = [
+            first_look(bench, tops[s], t, share)
             for s, t in zip(pairs["source"], pairs["target"], strict=True)
         ]
-    )
-    looking = time.process_time() - started
-    table = pd.concat([pairs.assign(seed=seed), features, others, looks], axis=1)
-    table.attrs["seconds"] = {"embedding": embedding, "probing": probing, "looking": looking}
+        looks.append(pd.Series(values, name=name))
+        seconds[name] = time.process_time() - started
+    table = pd.concat([pairs.assign(seed=seed), features, others, *looks], axis=1)
+    table.attrs["seconds"] = seconds
     return table
 
 
-def first_look(bench: Bench, top: Top, target: str) -> dict[str, float]:
-    """Score the source's model, head and all, on the target's dev texts: a trial of no step."""
-    truth, logits = bench.logits(top, target, "dev")
-    return {
-        "look_ap": float(average_precision_score(truth, logits)),
-        "look_f1": float(f1_score(truth, logits >= best_threshold(truth, logits))),
-    }
+def first_look(bench: Bench, top: Top, target: str, share: float) -> float:
+    """Average precision of the source's model, head and all, on a share of the target's dev texts.
+
+    A trial of no step. 0 where the share has no positive.
+    """
+    truth, logits = bench.logits(top, target, "dev", share)
+    return float(average_precision_score(truth, logits)) if truth.any() else 0.0
 
 
 def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict[str, float]:

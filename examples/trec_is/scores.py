@@ -18,8 +18,9 @@ ATTRIBUTIONS = (
     *("cosine", "containment", "example_cosine", "cka", "source_rank", "target_rank", "norm_ratio"),
     *("tokens_cosine", "change_correlation"),
 )
-LOOK = "look_ap"
-"""What the source's model, head and all, scores on the target's dev texts: a trial of no step."""
+LOOK, QUICK = "look", "quick_look"
+"""Average precision of the source's model, head and all, on the target's dev texts: a trial of no
+step. The quick one takes a third of them."""
 PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
 LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
 
@@ -122,13 +123,6 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
         "LogME": lambda data, _: of_column(data, "logme"),
         "H-score": lambda data, _: of_column(data, "h_score"),
         "attributions, nothing measured": lambda data, _: of_column(data, "attribution_score"),
-        "attributions with cosine of examples": lambda data, _: (
-            of_column(data, "attribution_score")
-            + np.mean(
-                [of_column(data, name) for name in columns_of(features, ("example_cosine",))],
-                axis=0,
-            )
-        ),
         "attributions and probing, equal weights": lambda data, _: equal_weights(
             data, ["attribution_score", "logme", "zero_shot_auc"]
         ),
@@ -144,9 +138,13 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     }
     if LOOK in features:
         scored |= {
+            "quick look on dev": lambda data, _: of_column(data, QUICK),
             "first look on dev": lambda data, _: of_column(data, LOOK),
             "all and the look, fitted": lambda data, regime: fitted(
                 data, regime, [*everything, LOOK]
+            ),
+            "all and the quick look, fitted": lambda data, regime: fitted(
+                data, regime, [*everything, QUICK]
             ),
         }
     return scored
