@@ -20,6 +20,7 @@ from transfer_pruner.decisions import Decision
 from transfer_pruner.embedding import TOKENS, TaskEmbedding
 from transfer_pruner.pairs import (
     FloatArray,
+    correspondence,
     is_baseline,
     pair_features,
     source_popularity,
@@ -555,7 +556,7 @@ def _score_parts(
 ) -> tuple[float, dict[str, Any], list[str]]:
     """Take apart the score that the rule decided by, or else the best that can be rebuilt."""
     notes: list[str] = []
-    by_attribution = _attribution_parts(features)
+    by_attribution = _attribution_parts(features, embeddings, of_target)
     score, parts = float(features["attribution_score"].iloc[0]), by_attribution
     of_rule = math.nan if decision is None else decision.score
     base = 0.0
@@ -589,17 +590,28 @@ def _score_parts(
     return score, {"contributions": parts, "base": base, "nearest": nearest}, notes
 
 
-def _attribution_parts(features: pd.DataFrame) -> tuple[Contribution, ...]:
+def _attribution_parts(
+    features: pd.DataFrame,
+    embeddings: Mapping[str, TaskEmbedding],
+    of_target: Mapping[str, TaskEmbedding],
+) -> tuple[Contribution, ...]:
     """Split `pairs.attribution_score`, a mean over layers, into its terms."""
     columns = [str(column) for column in features.columns]
-    alike = [column for column in columns if column.startswith("cka[")]
-    rich = [column for column in columns if column.startswith("source_rank[")]
-    values = features[alike + rich].to_numpy(dtype=float)
-    terms = np.hstack([values[:, : len(alike)], np.log(values[:, len(alike) :])])
-    # A layer counts where both of its terms are there.
-    there = ~np.isnan(values[:, : len(alike)] + values[:, len(alike) :])
-    names = [*alike, *(f"log {column}" for column in rich)]
-    weights = np.hstack([there, there]) / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    alike, rich, along = (
+        [column for column in columns if column.startswith(f"{feature}[")]
+        for feature in ("cka", "source_rank", "example_cosine")
+    )
+    values = features[alike + rich + along].to_numpy(dtype=float)
+    of_cka, of_rank, of_cosine = np.split(values, 3, axis=1)
+    weight = [
+        max(correspondence(column[len("cka[") : -1], embeddings, of_target or None), 0.0)
+        for column in alike
+    ]
+    terms = np.hstack([of_cka, np.log(of_rank), np.nan_to_num(of_cosine) * weight])
+    # A layer counts where the first two of its terms are there.
+    there = ~np.isnan(of_cka + of_rank)
+    names = [*alike, *(f"log {column}" for column in rich), *along]
+    weights = np.hstack([there] * 3) / np.maximum(there.sum(axis=1, keepdims=True), 1)
     total = np.nansum(terms * weights, axis=1)
     if not len(alike) or not np.isclose(total[0], features["attribution_score"].iloc[0]):
         # Tasks of different probes: then the score is the mean cosine.

@@ -71,7 +71,7 @@ def probe_texts(
         table = table.loc[had.index[had == _plain(value)]]
         if table.empty:
             some = ", ".join(sorted(set(had))[:12]) or "nothing"
-            raise ValueError(f"only {name}={value} leaves no text; {name} has: {some}.")
+            raise ValueError(f"only= (--only) {name}={value} leaves no text; {name} has: {some}.")
     texts = set(table[column].dropna())
     for text in texts:
         if not isinstance(text, str):

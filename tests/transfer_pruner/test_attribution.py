@@ -170,7 +170,7 @@ def test_a_model_that_gives_nan_stops_with_the_layer(model: ConvNet, images: Ten
     ("change", "message"),
     [
         ({"target": None}, "target must say which of the model's 2 outputs"),
-        ({"target": 2}, "from 0 to 1, but got 2"),
+        ({"target": 2}, "from 0 to 1, or be 'predicted' or 'sum', but got 2"),
         ({"target": -1}, "but got -1"),
         ({"n_steps": 0}, "n_steps must be at least 1 but got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1 but got 0"),

@@ -363,7 +363,7 @@ def test_every_error_is_one_line_that_says_what_to_do(
     assert error("rank", "--rule", rule, "--target", "new").endswith("Did you mean 'news'?")
     probe = texts(tmp_path / "texts.csv")
     embed = ("embed", "--model", "x/y", "--name", "news", "--data", probe, "--out", out)
-    assert "--only label=3 leaves no text; label has: 0, 1." in error(*embed, "--only", "label=3")
+    assert "(--only) label=3 leaves no text; label has: 0, 1." in error(*embed, "--only", "label=3")
     assert "lacks the column 'tweets'; it has: tweet, label, text. Name another" in error(
         *embed, "--text-column", "tweets"
     )

@@ -36,7 +36,7 @@ def test_the_contributions_add_up_to_the_score_that_the_rule_decided_by(
         assert explanation.decision == rule.decide(source, target)
         assert total(explanation) == pytest.approx(explanation.decision.score)
         assert explanation.score == pytest.approx(explanation.decision.score)
-        assert len(explanation.contributions) == 7 * 2 + 2
+        assert len(explanation.contributions) == 7 * 2 + 3
         assert not explanation.notes
 
 
@@ -68,10 +68,29 @@ def test_a_rule_from_attributions_alone_is_taken_apart_layer_by_layer(
     assert explanation.decision is not None
     assert total(explanation) == pytest.approx(explanation.decision.score)
     assert {part.feature for part in explanation.contributions} == {
-        *("cka[hidden]", "cka[last]", "log source_rank[hidden]", "log source_rank[last]")
+        *("cka[hidden]", "cka[last]", "log source_rank[hidden]", "log source_rank[last]"),
+        *("example_cosine[hidden]", "example_cosine[last]"),
     }
     assert explanation.nearest
     assert not explanation.notes
+
+
+def test_the_direction_of_corresponding_neurons_is_part_of_what_is_taken_apart(
+    make_embedding: MakeEmbedding,
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = np.exp(rng.normal(size=8))
+    tasks = {
+        name: make_embedding(name, hidden=rng.choice([-1, 1], size=(20, 8)) * weight)
+        for name in ("a", "b", "c")
+    }
+    rule = EliminationRule.top_k(TransferPredictor(tasks), k=1)
+    explanation = explain_pair("a", "b", rule=rule, embeddings=tasks)
+    assert explanation.decision is not None
+    assert total(explanation) == pytest.approx(explanation.decision.score)
+    parts = {part.feature: part for part in explanation.contributions}
+    along = parts["example_cosine[hidden]"]
+    assert along.contribution == pytest.approx(along.value, rel=0.1)
 
 
 def test_tasks_of_different_probes_are_explained_by_cosines(make_embedding: MakeEmbedding) -> None:

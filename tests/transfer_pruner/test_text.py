@@ -135,8 +135,10 @@ def test_long_texts_are_cut(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_bad_input_stops_early(tokenizer: PreTrainedTokenizerFast) -> None:
     model = AutoModelForSequenceClassification.from_config(BertConfig(**{**SMALL, "num_labels": 3}))
-    with pytest.raises(ValueError, match="which of the model's 3 logits to attribute, from 0 to 2"):
-        embed_text(model, tokenizer, TEXTS, name="t")
+    with pytest.raises(
+        ValueError, match=r"which of the model's 3 .* to attribute, from 0 to 2.* got 3"
+    ):
+        embed_text(model, tokenizer, TEXTS, name="t", target=3)
     with pytest.raises(ValueError, match=r"texts must be one string or more .* but got \[\]"):
         embed_text(model, tokenizer, [], name="t", target=1)
     with pytest.raises(ValueError, match=r"texts must be .* but got \[nan"):
