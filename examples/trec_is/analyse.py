@@ -24,11 +24,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
-from scores import all_scores
+from scores import LOOKED_AT_AGAIN, all_scores
 from sklearn.metrics import roc_auc_score
 from table import HERE, NO_SOURCE, Array, Measured, load
 
-from transfer_pruner.plotting import savings_regret_curve
+from transfer_pruner.plotting import savings_regret_curve, savings_regret_curve_data
 
 OVERHEAD = 94.0
 """Seconds of CPU to embed 25 source and 25 target models, where no table says (features.py)."""
@@ -133,11 +133,12 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
 
 
 OURS = ("attributions, fitted", "attributions and probing, fitted", "all, fitted")
+AGAIN = tuple(f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
 BASELINES = ("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation")
 
 
 def print_differences(measured: dict[str, dict[str, Array]], console: Console) -> None:
-    """Print by how much our Spearman exceeds each baseline's, target by target."""
+    """Print by how much ours exceeds each baseline's Spearman and falls short of its regret."""
     baselines = [name for name in BASELINES if name in measured]
     printed = Table("Spearman minus that of", *baselines)
     for ours in OURS:
@@ -145,6 +146,14 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
             interval(measured[ours]["Spearman"] - measured[name]["Spearman"]) for name in baselines
         ]
         printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
+    console.print(printed)
+    against = [*baselines, "random"]
+    printed = Table("regret@1 less than that of", *against)
+    for ours in (name for name in (*OURS, *AGAIN) if name in measured):
+        differences = [
+            interval(measured[name]["regret@1"] - measured[ours]["regret@1"]) for name in against
+        ]
+        printed.add_row(ours, *("{:.3f} ({:.3f}, {:.3f})".format(*found) for found in differences))
     console.print(printed)
 
 
@@ -220,22 +229,28 @@ def draw(
     trials["source"] = trials["source"].replace(NO_SOURCE, None)
     first = data.features["seed"] == data.features["seed"].iloc[0]
     pairs = data.features.loc[first, ["source", "target"]]
-    scores = {
-        name: pairs.assign(score=made[name].mean(axis=0).ravel())[
-            pairs["source"] != pairs["target"]
-        ]
-        for name in ("popularity", "attributions, nothing measured", "attributions, fitted")
-    }
-    return savings_regret_curve(trials, scores, attribution_seconds=costs.embedding)
+    apart = pairs["source"] != pairs["target"]
+    parts = []
+    for name in ("popularity", "attributions, nothing measured", "attributions, fitted", AGAIN[1]):
+        if name in made:
+            scores = pairs.assign(score=made[name].mean(axis=0).ravel())[apart]
+            seconds = costs.of(name, len(data.tasks) - 1)
+            part = savings_regret_curve_data(trials, {name: scores}, attribution_seconds=seconds)
+            if name in AGAIN:
+                part = part[~(part["sources_kept"] > LOOKED)]
+            parts.append(part[part["way"] == name] if parts else part)
+    return savings_regret_curve(pd.concat(parts, ignore_index=True))
 
 
 def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
-    """Print regret at 83.5% of the time saved, and the time saved at a regret of 0.034."""
-    printed = Table("predictor", "sources kept", "saved", "regret", "share kept", "saved at 0.034")
+    """Print regret at 83.5% saved, the time saved at a regret of 0.034, and one source kept."""
+    columns = ("sources kept", "saved", "regret", "share kept")
+    printed = Table("predictor", *columns, "saved at 0.034", *(f"one: {x}" for x in columns[1:]))
     for name, rows in table.groupby("predictor", sort=False):
         enough = rows[rows["saved"] >= 0.835]
         point = enough.loc[enough["sources kept"].idxmax()] if len(enough) else rows.iloc[0]
         cheap = rows.loc[rows["regret"] <= 0.034, "saved"].max()
+        one = rows[rows["sources kept"] == 1].iloc[0]
         printed.add_row(
             str(name),
             f"{point['sources kept']:.0f}",
@@ -243,6 +258,9 @@ def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
             f"{point['regret']:.4f}",
             share_kept(point["regret"], nothing),
             f"{cheap:.1%}",
+            f"{one['saved']:.1%}",
+            f"{one['regret']:.4f}",
+            share_kept(one["regret"], nothing),
         )
     console.print(printed)
 
