@@ -303,6 +303,8 @@ def main() -> None:
         "transfer_pruner demo",
         run_name=f"digits, {KEPT} of {len(TASKS) - 1} sources kept",
         tracking_uri=f"sqlite:///{OUT}/mlflow.db",
+        rule=rule,
+        maximize=True,
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
     ) as tracker:

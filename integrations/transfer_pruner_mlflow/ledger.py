@@ -72,6 +72,7 @@ class Ledger:
         self._last = 0
         self._last_estimate = 0
         self._unestimated = self._corrected = False
+        self._logged: dict[str, float] = {}
 
     @property
     def decided(self) -> int:
@@ -105,6 +106,7 @@ class Ledger:
         elif event.kind == "trial":
             points = self._add_trial(decode_record(event.data), event.timestamp)
         elif event.kind == "metrics":
+            self._logged |= event.data
             points = self._points(event.data, event.timestamp)
         elif event.kind == "artifact":
             self.artifacts[event.data["artifact"]] = event.data["file"]
@@ -232,7 +234,7 @@ class Ledger:
         savings, audit = self._savings(records), self._audit(records)
         rule = self.settings.get("tags", {}).get("transfer_pruner.rule")
         lines = [
-            f"**{savings.headline()}**",
+            f"**{savings.headline()} {self._lost(audit)}**",
             "| | seconds | |\n|---|---:|---|\n"
             f"| single-task training | {savings.single_task_seconds:.1f} | measured |\n"
             f"| attribution | {savings.attribution_seconds:.1f} | measured |\n"
@@ -249,7 +251,21 @@ class Ledger:
         ]
         return "\n\n".join(line for line in lines if line)
 
+    def _lost(self, audit: AuditEstimate | None) -> str:
+        """Say in a sentence what the savings cost in score, or that nobody knows."""
+        if REGRET in self._logged:
+            return f"Regret {self._logged[REGRET]:.4f} (measured)."
+        if audit is None or not audit.trials_audited:
+            return "What elimination missed is not known: no trial was audited."
+        low, high = audit.false_elimination_rate_interval
+        return (
+            f"False eliminations: {audit.false_eliminations} of {audit.trials_audited} audited, "
+            f"{audit.confidence:.0%} interval {low:.0%} to {high:.0%}."
+        )
 
+
+REGRET = "savings/measured_regret"
+"""Logged by who has run what was eliminated; the description tells it."""
 NOTE_ENDS = "Charts: metrics under `savings/`."
 
 

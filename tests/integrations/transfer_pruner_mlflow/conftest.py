@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
@@ -14,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from tests.integrations.postgres import find_postgres, postgresql
+from tests.integrations.transfer_pruner_mlflow.server import Server
 from transfer_pruner import Decision, EliminationRule, TransferPrunerWarning, TrialRecord
 from transfer_pruner_mlflow import SavingsTracker
 from transfer_pruner_optuna import gate
@@ -43,6 +46,24 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def uri(tmp_path: Path, empty_store: Path) -> str:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server on each kind of database that MLflow's users have."""
+    with ExitStack() as stack:
+        store = None
+        if request.param == "postgresql":
+            programs = find_postgres()
+            if programs is None:
+                pytest.skip("no PostgreSQL server is installed here")
+            store = stack.enter_context(postgresql(programs))
+        server = Server(tmp_path_factory.mktemp("server"), store)
+        stack.callback(server.kill)
+        server.start()
+        yield server
 
 
 @pytest.fixture

@@ -129,9 +129,11 @@ def test_where_no_direction_is_known_nothing_is_said_of_gains_and_audits(tmp_pat
         p.key.startswith("audit/") for p in points(events(records, maximize=None), ledger)
     )
     assert "Audit" not in ledger.note()
+    assert "What elimination missed is not known: no trial was audited.**" in ledger.note()
     known = Ledger()
     assert any(p.key.startswith("audit/") for p in points(events(records), known))
     assert "Audit: 1 of 1 audit trials beat" in known.note()
+    assert "False eliminations: 1 of 1 audited, 90% interval 5% to 100%.**" in known.note()
 
 
 def test_a_search_that_was_not_closed_is_known() -> None:

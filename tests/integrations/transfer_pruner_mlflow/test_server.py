@@ -1,22 +1,16 @@
-"""A real MLflow server, killed and started again: no decision is lost and none is there twice."""
+"""A real server, on SQLite and PostgreSQL, killed and started again: it has each decision once."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import optuna
 import pandas as pd
 import pytest
-import requests
 from mlflow import MlflowClient
 
+from tests.integrations.transfer_pruner_mlflow.server import Server
 from transfer_pruner_mlflow import SavingsTracker, sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,52 +19,6 @@ Search = Callable[..., optuna.Study]
 Decisions = Callable[[MlflowClient, str], pd.DataFrame]
 AgreesWith = Callable[[pd.DataFrame, optuna.Study], None]
 Told = Callable[[], list[str]]
-
-
-class Server:
-    """An MLflow server in processes of its own, with its store in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self._port = listener.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server"),
-                *("--workers", "1", "--port", str(self._port)),
-                *("--backend-store-uri", f"sqlite:///{self._folder}/server.db"),
-                *("--artifacts-destination", str(self._folder / "artifacts")),
-            ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(600):
-            try:
-                if requests.get(f"{self.uri}/health", timeout=5).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(0.5)
-        raise AssertionError("the server did not start")
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
 
 
 def test_a_search_is_shown_over_http(

@@ -146,6 +146,8 @@ def test_figures_reports_and_further_metrics_are_in_the_run(
         report.unlink()
     client, run = MlflowClient(uri), only_run(uri)
     assert run.data.metrics["savings/measured_regret"] == 0.1
+    headline = run.data.tags["mlflow.note.content"].splitlines()[0]
+    assert headline.endswith("Regret 0.1000 (measured).**")
     assert "nothing" not in run.data.metrics
     png = client.download_artifacts(run.info.run_id, "savings/pairs.png")
     assert Path(png).read_bytes().startswith(b"\x89PNG")

@@ -19,13 +19,12 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from tests.integrations.postgres import find_postgres, postgresql
 from tests.integrations.transfer_pruner_optuna.storages import (
     GRACE,
     Row,
-    find_postgres,
     grpc_proxy,
     open_storage,
-    postgresql,
     read_rows,
     running_again,
 )
