@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_pruner import EliminationRule, TaskEmbedding, TransferPredictor, pair_features
-from transfer_pruner.explain import Explanation, explain_pair, layer_figure
+from transfer_pruner.explain import explain_pair
+from transfer_pruner.explanation import Explanation
 from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner.plotting_explanation import layer_figure
 
 MakeEmbedding = Callable[..., TaskEmbedding]
 Embeddings = dict[str, TaskEmbedding]

@@ -196,7 +196,7 @@ def explain(
     if figure is not None and embeddings_dir is None:
         raise click.UsageError("--figure draws layers: give --embeddings too.")
     from transfer_pruner import EliminationRule, load_embeddings
-    from transfer_pruner.explain import explain_pair, layer_figure
+    from transfer_pruner.explain import explain_pair
 
     explanation = explain_pair(
         source,
@@ -213,6 +213,8 @@ def explain(
     data, text = explanation.to_dict(), explanation.lines(top)
     if figure is not None:
         from io import BytesIO
+
+        from transfer_pruner.plotting_explanation import layer_figure
 
         drawn = BytesIO()
         layer_figure(explanation).savefig(drawn, format=figure.suffix[1:] or "png")
