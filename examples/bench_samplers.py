@@ -4,9 +4,10 @@
     python examples/bench_samplers.py --targets Location Weather --seeds 3
 
 One study for each target: the source, or none, and the learning rate, 50 settings in all. The
-objective looks up the dev score that was measured (examples/trec_is/transfers.csv, mean over
-seeds), so that a search takes no training. The rule keeps k of 24 sources by attributions, from
-predictions that never saw a transfer to the target.
+objective looks up the dev score that was measured (examples/trec_is/transfers-4.csv, mean over
+seeds), so that a search takes no training. The rule keeps k of 24 sources: eight by attributions,
+from predictions that never saw a transfer to the target, and of these those whose source models
+score best on the target's dev texts as they are (`EliminationRule.refine`).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from transfer_pruner_optuna.sampler import TransferSampler
 
 HERE = Path(__file__).parent / "trec_is"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
-from analyse import interval  # noqa: E402
-from scores import predictors  # noqa: E402
+from analyse import LOOKED, interval  # noqa: E402
+from scores import all_scores  # noqa: E402
 from table import load as load_table  # noqa: E402
 
 ENOUGH = 0.95
@@ -127,9 +128,11 @@ class Predictions:
         return np.full(len(pairs), np.nan)
 
 
-def load(metric: str) -> tuple[list[Surface], Predictions]:
+def load(metric: str, by: str) -> tuple[list[Surface], Predictions]:
     """Arrange the measured dev scores, and predict every target from the others."""
-    transfers, features = (pd.read_csv(HERE / f"{name}.csv") for name in ("transfers", "features"))
+    transfers, features = (
+        pd.read_csv(HERE / f"{name}.csv") for name in ("transfers-4", "features-4")
+    )
     data = load_table(transfers, features, "sequential", metric, "test")
     surfaces = []
     for t, target in enumerate(data.tasks):
@@ -137,7 +140,7 @@ def load(metric: str) -> tuple[list[Surface], Predictions]:
         rows = [data.dev[:, t, data.tasks.index(task)].mean(axis=0) for task in others]
         scores = np.array([*rows, data.dev_baseline[:, t].mean(axis=0)])
         surfaces.append(Surface(target, [*others, None], scores))
-    scores = predictors(features)["attributions, fitted"](data, "target").mean(axis=0)
+    scores = all_scores(data, "target", LOOKED)[by].mean(axis=0)
     table = pd.DataFrame(scores, data.tasks, data.tasks).stack()
     table.index.names = ["target", "source"]
     return surfaces, Predictions(table.reorder_levels(["source", "target"]))
@@ -212,12 +215,13 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--trials", type=int, default=25, help="that a search is to finish")
     parser.add_argument("--k", type=int, default=6, help="sources that the rule keeps")
+    parser.add_argument("--by", default="attributions, fitted, looked at again", help="a predictor")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--gp-targets", type=int, default=5, help="a GP is slow: the first so many")
     parser.add_argument("--gp-seeds", type=int, default=2)
     options = parser.parse_args()
     optuna.logging.set_verbosity(logging.ERROR)
-    surfaces, predictions = load(options.metric)
+    surfaces, predictions = load(options.metric, options.by)
     rule = EliminationRule.top_k(predictions, k=options.k)
     unknown = set(options.targets or []) - {surface.target for surface in surfaces}
     if unknown:

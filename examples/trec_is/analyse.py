@@ -133,7 +133,7 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
 
 
 OURS = ("attributions, fitted", "attributions and probing, fitted", "all, fitted")
-AGAIN = tuple(f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
+POPULAR_AGAIN, *AGAIN = (f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
 BASELINES = ("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation")
 
 
@@ -147,7 +147,7 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         ]
         printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
     console.print(printed)
-    against = [*baselines, "random"]
+    against = [*baselines, *(x for x in (POPULAR_AGAIN, "random") if x in measured)]
     printed = Table("regret@1 less than that of", *against)
     for ours in (name for name in (*OURS, *AGAIN) if name in measured):
         differences = [
@@ -155,6 +155,12 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         ]
         printed.add_row(ours, *("{:.3f} ({:.3f}, {:.3f})".format(*found) for found in differences))
     console.print(printed)
+
+
+PROBED = (
+    *("LogME", "H-score", "zero-shot average precision"),
+    *("attributions and probing, equal weights", "attributions and probing, fitted"),
+)
 
 
 @dataclass(frozen=True)
@@ -165,17 +171,22 @@ class Costs:
     ----------
     embedding : float
         To embed all tasks as sources and as targets.
+    probing : float
+        To score every source's features and head on every target's few texts, in all four ways.
     look, quick_look : float
         To score every source's model on every target's dev texts, or on a third of them.
     """
 
     embedding: float
+    probing: float
     look: float
     quick_look: float
 
     def of(self, name: str, n_sources: int) -> float:
         """Seconds that a predictor of this name takes to rank all pairs."""
         seconds = self.embedding if name.startswith(("attributions", "all")) else 0.0
+        if name.startswith("all") or name in PROBED:
+            seconds += self.probing
         if name.endswith("looked at again"):
             return seconds + self.look * LOOKED / n_sources
         if "quick look" in name:
@@ -186,9 +197,10 @@ class Costs:
 def read_costs(file: Path, n_seeds: int) -> Costs:
     """Take what features.py measured, or what it said when it did not write that down."""
     if not file.exists():
-        return Costs(OVERHEAD * n_seeds, 0.0, 0.0)
+        return Costs(OVERHEAD * n_seeds, 0.0, 0.0, 0.0)
     seconds = pd.read_csv(file)
-    return Costs(*(float(seconds[name].sum()) for name in ("embedding", "look", "quick_look")))
+    names = ("embedding", "probing", "look", "quick_look")
+    return Costs(*(float(seconds[name].sum()) for name in names))
 
 
 def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
@@ -207,7 +219,7 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
 
 
 ON_CURVE = (
-    *("popularity", "label correlation", "zero-shot average precision"),
+    *("popularity", POPULAR_AGAIN, "label correlation", "zero-shot average precision"),
     *("quick look on dev", "first look on dev", "attributions, nothing measured"),
     *("attributions, looked at again", "attributions, fitted"),
     *("attributions, fitted, looked at again", "attributions and probing, fitted", "all, fitted"),
@@ -231,7 +243,8 @@ def draw(
     pairs = data.features.loc[first, ["source", "target"]]
     apart = pairs["source"] != pairs["target"]
     parts = []
-    for name in ("popularity", "attributions, nothing measured", "attributions, fitted", AGAIN[1]):
+    drawn = ("popularity", "attributions, nothing measured", "attributions, fitted", *AGAIN[1:])
+    for name in drawn:
         if name in made:
             scores = pairs.assign(score=made[name].mean(axis=0).ravel())[apart]
             seconds = costs.of(name, len(data.tasks) - 1)

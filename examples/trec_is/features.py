@@ -34,7 +34,9 @@ from transfer_pruner.pairs import cosine, ordered_pairs
 from transfer_pruner.sweep import Batch, Scorer
 from transfer_pruner.transferability import h_score, logme, null_corrected
 
-N_PROBE = 64
+N_PROBE = 128
+CUT = 8
+"""Probe texts are cut to multiples of so many tokens: texts of few lengths are few batches."""
 LOOKS = {"look": 1.0, "quick_look": 1 / 3}
 """Name of a first look to the share of the dev texts that it takes."""
 
@@ -49,12 +51,16 @@ class Probe:
             texts, truncation=True, max_length=encoder.MAX_LENGTH, return_special_tokens_mask=True
         )
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        lengths = np.where(lengths > CUT, lengths // CUT * CUT, lengths)
         self.order = np.argsort(lengths, kind="stable")
         self.batches: list[Batch] = []
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            ids = torch.tensor([encoded["input_ids"][row] for row in rows])
-            special = torch.tensor([encoded["special_tokens_mask"][row] for row in rows]).bool()
+            ids, mask = (
+                torch.tensor([encoded[name][row][:length] for row in rows])
+                for name in ("input_ids", "special_tokens_mask")
+            )
+            special = mask.bool()
             without = torch.where(special, ids, tokenizer.pad_token_id)
             with torch.no_grad():
                 ends = [
@@ -212,7 +218,7 @@ def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict
 
 def main() -> None:
     parser = measure.arguments()
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--method", default="conductance")
     options: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)

@@ -102,6 +102,7 @@ def refined(data: Measured, first: Array, kept: int) -> Array:
 
 
 LOOKED_AT_AGAIN = {
+    "popularity": "popularity",
     "attributions": "attributions, nothing measured",
     "attributions, fitted": "attributions, fitted",
     "all, fitted": "all, fitted",
@@ -152,9 +153,12 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
 
 def all_scores(data: Measured, regime: str, looked: int) -> dict[str, Array]:
     """Score every pair by every predictor that can be had in this regime."""
+    usable = np.isfinite(data.dev_gain)
     made = {name: of(data, regime) for name, of in predictors(data.features).items()}
+    made = {name: scores for name, scores in made.items() if np.isfinite(scores[usable]).any()}
     if LOOK in data.features:
         for name, first in LOOKED_AT_AGAIN.items():
+            if first not in made:
+                continue
             made[f"{name}, looked at again"] = refined(data, made[first], looked)
-    usable = np.isfinite(data.dev_gain)
-    return {name: scores for name, scores in made.items() if np.isfinite(scores[usable]).any()}
+    return made
