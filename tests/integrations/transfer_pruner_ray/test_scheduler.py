@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -497,9 +498,14 @@ class InterruptAfter(tune.Callback):
         # Once: a restored search has this callback too.
         if self.left <= 0 and not self.died.exists():
             self.died.touch()
-            # A thread of Tune's writes the state, and in this process lives on: what it has half
-            # written nobody can restore.
-            trials[0].storage.syncer.wait()
+            # A thread of Tune's copies the state into the experiment's folder, and in this process
+            # lives on: what it has half written nobody can restore. While it was busy with an
+            # earlier state it has left this one out.
+            storage = trials[0].storage
+            storage.syncer.wait()
+            for file in Path(storage.experiment_driver_staging_path).iterdir():
+                if file.is_file():
+                    shutil.copy(file, storage.experiment_fs_path)
             raise DriverDiedError
 
 
@@ -671,6 +677,8 @@ def test_a_restored_search_goes_on_with_the_decisions_that_it_had(learnt: Learnt
     assert told.startswith(f"TransferScheduler: {count} eliminated, 0 audited, {72 - count} kept")
 
 
+# Few trials may have no baseline of their target among them.
+@pytest.mark.filterwarnings("ignore:the rule has learnt nothing")
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_rule_of_now_depends_on_the_trials_alone(learnt: Learnt, data: st.DataObject) -> None:
