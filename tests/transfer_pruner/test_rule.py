@@ -72,7 +72,7 @@ def test_a_decision_says_why(predictor: Table) -> None:
     rule = EliminationRule.top_k(predictor, k=1)
     best = rule.kept("a")[0]
     kept = rule.decide(best, "a")
-    assert kept == Decision(False, predictor.scores[best, "a"], kept.probability, kept.reason)
+    assert (kept.eliminated, kept.score) == (False, predictor.scores[best, "a"])
     assert kept.reason == "rank 1 of 4 for a; the rule keeps 1"
     assert math.isnan(kept.probability)
     others = [rule.decide(source, "a") for source in "bcde" if source != best]
