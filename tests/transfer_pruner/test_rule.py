@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_pruner import (
-    Decision,
     EliminationRule,
     TaskEmbedding,
     TransferPredictor,
