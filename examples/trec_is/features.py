@@ -34,24 +34,24 @@ from transfer_pruner.pairs import cosine, ordered_pairs
 from transfer_pruner.sweep import Batch, Scorer
 from transfer_pruner.transferability import h_score, logme, null_corrected
 
-N_PROBE = 128
-CUT = 8
-"""Probe texts are cut to multiples of so many tokens: texts of few lengths are few batches."""
 LOOKS = {"look": 1.0, "quick_look": 1 / 3}
 """Name of a first look to the share of the dev texts that it takes."""
 
 
 class Probe:
-    """Shared probe texts as batches of frozen activations, and those of their baseline inputs."""
+    """Shared probe texts as batches of frozen activations, and those of their baseline inputs.
 
-    def __init__(self, texts: list[str], n_trainable: int) -> None:
+    Texts are cut to multiples of `cut` tokens: texts of few lengths are few batches.
+    """
+
+    def __init__(self, texts: list[str], n_trainable: int, cut: int) -> None:
         tokenizer = AutoTokenizer.from_pretrained(encoder.minilm(), local_files_only=True)
         model = AutoModel.from_pretrained(encoder.minilm(), local_files_only=True).eval()
         encoded = tokenizer(
             texts, truncation=True, max_length=encoder.MAX_LENGTH, return_special_tokens_mask=True
         )
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        lengths = np.where(lengths > CUT, lengths // CUT * CUT, lengths)
+        lengths = np.where(lengths > cut, lengths // cut * cut, lengths)
         self.order = np.argsort(lengths, kind="stable")
         self.batches: list[Batch] = []
         for length in np.unique(lengths):
@@ -220,11 +220,14 @@ def main() -> None:
     parser = measure.arguments()
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--method", default="conductance")
+    parser.add_argument("--probe", type=int, default=128, help="texts")
+    parser.add_argument("--cut", type=int, default=8, help="texts to multiples of so many tokens")
     options: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)
-    probe = Probe(bench.tasks.probe(N_PROBE), options.trainable)
-    out, kind = Path(options.out), f"{options.method}-{options.steps}"
+    probe = Probe(bench.tasks.probe(options.probe), options.trainable, options.cut)
+    out = Path(options.out)
+    kind = f"{options.method}-{options.steps}-{options.probe}-{options.cut}"
     for seed in options.seeds:
         file = out / f"features-{kind}-{seed}.csv"
         if not file.exists():

@@ -10,6 +10,9 @@ import numpy as np
 import optuna
 import pytest
 from matplotlib.image import imread
+
+pytest.importorskip("selenium")
+
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as ec
