@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams, TrialRecord
+from transfer_pruner.records import PairParams
 from transfer_pruner.rule import EliminationRule
-from transfer_pruner.savings import estimate_savings
-from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import (
-    check_objective,
-    records_from_trials,
-    transfers_from_trials,
+from transfer_pruner_optuna.figure_tables import (
+    PAIR,
+    Horizontal,
+    finished_steps,
+    gains_table,
+    pair_means,
+    pairs_table,
+    savings_table,
 )
 
 if TYPE_CHECKING:
@@ -35,12 +36,8 @@ __all__ = ["plot_gains", "plot_pairs", "plot_savings"]
 
 _logger = logging.getLogger(__name__)
 
-_PAIR = ["source", "target"]
 _KEPT, _AUDITED, _SPENT, _SAVED = "#1f77b4", "#d62728", "#444444", "#2ca02c"
 _SAVED_BAND = "rgba(44, 160, 44, 0.2)"
-_CHECKPOINTS = 50
-
-Horizontal = Literal["trial", "seconds"]
 
 
 def plot_gains(
@@ -84,7 +81,7 @@ def plot_gains(
     """
     go = _plotly()
     pair_of = PairParams(source_param, target_param, target)
-    table, why_not = _gains(study, rule, pair_of, objective_index)
+    table, why_not = gains_table(study, rule, pair_of, objective_index)
     figure = go.Figure(
         layout={
             "title": {"text": "Predicted and Measured Transfer Gain"},
@@ -103,7 +100,7 @@ def plot_gains(
             len(table) - len(scored),
             len(table),
         )
-    points = _pair_means(scored) if per_pair else scored
+    points = pair_means(scored) if per_pair else scored
     audited = points["audit"]
     for name, rows, marker in (
         ("kept", points[~audited], {"color": _KEPT}),
@@ -177,10 +174,10 @@ def plot_savings(
             "legend": {"traceorder": "normal"},
         }
     )
-    steps = _steps(study, pair_of, x)
+    steps = finished_steps(study, pair_of, x)
     if not steps:
         return _empty(figure, "The study has no finished trials with a source and a target.")
-    table = _savings(
+    table = savings_table(
         steps,
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
@@ -257,7 +254,7 @@ def plot_pairs(
     """
     go = _plotly()
     pair_of = PairParams(source_param, target_param, target)
-    table = _pairs(study, rule, pair_of, objective_index)
+    table = pairs_table(study, rule, pair_of, objective_index)
     figure = go.Figure(
         layout={
             "title": {"text": "Measured Transfer Gain of Pairs"},
@@ -356,68 +353,8 @@ def _empty(figure: go.Figure, why: str) -> go.Figure:
     return figure
 
 
-def _gains(
-    study: optuna.Study,
-    rule: EliminationRule | LearningRule | None,
-    pair_of: PairParams,
-    objective_index: int | None,
-) -> tuple[pd.DataFrame, str]:
-    """One row for each trial with a measured gain; and why there is none, if so.
-
-    Columns number, source, target, predicted, gain, audit, hyperparameters.
-    """
-    objective = check_objective(study, objective_index)
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    columns = ["number", *_PAIR, "predicted", "gain", "audit", "hyperparameters"]
-    try:
-        transfers = transfers_from_trials(study, trials, pair_of, objective)
-    except ValueError as error:
-        return pd.DataFrame(columns=columns), str(error)
-    known = set(transfers["target"])
-    measured = [
-        record
-        for record in _single_source(records_from_trials(study, trials, pair_of, None, objective))
-        if math.isfinite(record.value) and record.target in known
-    ]
-    predicted = _predicted(study, measured, rule, pair_of, objective_index)
-    rows = [
-        (r.number, str(r.source), str(r.target), score, gain, r.audit, r.hyperparameters)
-        for r, score, gain in zip(measured, predicted, transfers["gain"], strict=True)
-    ]
-    return pd.DataFrame(rows, columns=columns), ""
-
-
-def _single_source(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Leave out the baselines, and joint trials: they are no pairs."""
-    return [r for r in records if r.source is not None and not isinstance(r.source, tuple)]
-
-
-def _predicted(
-    study: optuna.Study,
-    records: Sequence[TrialRecord],
-    rule: EliminationRule | LearningRule | None,
-    pair_of: PairParams,
-    objective_index: int | None,
-) -> list[float]:
-    """Find what each trial was marked with, else what the rule says of its pair now."""
-    if rule is None:
-        return [record.score for record in records]
-    now = RuleOfNow(rule, pair_of, objective_index)(study)
-    return [
-        now.decide(record.source, record.target).score if math.isnan(record.score) else record.score
-        for record in records
-    ]
-
-
-def _pair_means(gains: pd.DataFrame) -> pd.DataFrame:
-    """One row for each pair, audit trials apart: means of predicted score and gain, and trials."""
-    return gains.groupby([*_PAIR, "audit"], as_index=False).agg(
-        predicted=("predicted", "mean"), gain=("gain", "mean"), trials=("gain", "size")
-    )
-
-
 def _correlation(gains: pd.DataFrame) -> str:
-    pairs = gains.groupby(_PAIR, as_index=False)[["predicted", "gain"]].mean()
+    pairs = gains.groupby(PAIR, as_index=False)[["predicted", "gain"]].mean()
     over_all = pairs["predicted"].corr(pairs["gain"], method="spearman")
     within = [
         rows["predicted"].corr(rows["gain"], method="spearman")
@@ -430,98 +367,6 @@ def _correlation(gains: pd.DataFrame) -> str:
     if within:
         text += f"; within targets: {_number(float(np.mean(within)))} (mean of {len(within)})"
     return text
-
-
-def _steps(
-    study: optuna.Study, pair_of: PairParams, x: Horizontal
-) -> list[tuple[float, TrialRecord]]:
-    """List the finished trials with the pair in order, each with where it stands on the x axis."""
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished() and pair_of.is_in(trial.params)
-    ]
-    if x == "trial":
-        at: list[float] = [trial.number for trial in trials]
-    else:
-        start = min(
-            (t.datetime_start for t in trials if t.datetime_start is not None), default=None
-        )
-
-        def since_start(trial: FrozenTrial) -> float:
-            if start is None or trial.datetime_complete is None:
-                return 0.0
-            return (trial.datetime_complete - start).total_seconds()
-
-        trials.sort(key=lambda trial: (since_start(trial), trial.number))
-        at = [since_start(trial) for trial in trials]
-    return list(zip(at, records_from_trials(study, trials, pair_of, None, None), strict=True))
-
-
-def _savings(
-    steps: Sequence[tuple[float, TrialRecord]],
-    *,
-    single_task_seconds: float,
-    attribution_seconds: float,
-    confidence: float,
-) -> pd.DataFrame:
-    """One row for each checkpoint of the search, the last of them its end.
-
-    Columns x, trials, seconds_spent, estimated_seconds_saved, estimated_low, estimated_high; the
-    estimates are NaN as long as trials were eliminated and none trained.
-    """
-    records = [record for _, record in steps]
-    rows = []
-    for count in np.unique(np.linspace(1, len(records), _CHECKPOINTS).round().astype(int)):
-        savings = estimate_savings(
-            records[:count],
-            single_task_seconds=single_task_seconds,
-            attribution_seconds=attribution_seconds,
-            confidence=confidence,
-        )
-        rows.append(
-            {
-                "x": steps[count - 1][0],
-                "trials": int(count),
-                "seconds_spent": savings.seconds_spent,
-                "estimated_seconds_saved": savings.estimated_seconds_saved,
-                "estimated_low": savings.estimated_seconds_saved_interval[0],
-                "estimated_high": savings.estimated_seconds_saved_interval[1],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _pairs(
-    study: optuna.Study,
-    rule: EliminationRule | LearningRule | None,
-    pair_of: PairParams,
-    objective_index: int | None,
-) -> pd.DataFrame:
-    """One row for each pair that was proposed.
-
-    Columns source, target, predicted (mean over its trials), trials, eliminated and audited (how
-    many of them), gain (mean over those that have one).
-    """
-    objective = check_objective(study, objective_index)
-    trials = study.get_trials(deepcopy=False)
-    records = _single_source(records_from_trials(study, trials, pair_of, None, objective))
-    rows = [
-        (str(r.source), str(r.target), score, r.outcome == "eliminated", r.audit)
-        for r, score in zip(
-            records, _predicted(study, records, rule, pair_of, objective_index), strict=True
-        )
-    ]
-    proposed = pd.DataFrame(rows, columns=[*_PAIR, "predicted", "eliminated", "audit"])
-    pairs = proposed.groupby(_PAIR, as_index=False).agg(
-        predicted=("predicted", "mean"),
-        trials=("eliminated", "size"),
-        eliminated=("eliminated", "sum"),
-        audited=("audit", "sum"),
-    )
-    gains, _ = _gains(study, None, pair_of, objective_index)
-    means = gains.astype({"gain": float}).groupby(_PAIR)["gain"].mean()
-    return pairs.join(means, on=_PAIR)
 
 
 def _number(value: float) -> str:

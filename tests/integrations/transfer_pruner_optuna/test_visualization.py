@@ -6,34 +6,29 @@ import logging
 import math
 import subprocess
 import sys
-from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from transfer_pruner import (
-    Decision,
-    EliminationRule,
-    LearningRule,
-    TransferPredictor,
-    TrialRecord,
-    estimate_savings,
+from tests.integrations.transfer_pruner_optuna.told_search import (
+    ELIMINATED,
+    PAIR_OF,
+    SPACE,
+    one_after_the_other,
+    retold,
+    search,
+    told_rule,
+    told_study,
 )
-from transfer_pruner.records import PairParams
-from transfer_pruner_optuna import gate, records_from_study, transfers_from_study
+from transfer_pruner import Decision, EliminationRule
+from transfer_pruner_optuna import gate
+from transfer_pruner_optuna.figure_tables import finished_steps, gains_table, pair_means
 from transfer_pruner_optuna.visualization import (
     _correlation,
-    _gains,
-    _pair_means,
-    _pairs,
-    _savings,
-    _steps,
     plot_gains,
     plot_pairs,
     plot_savings,
@@ -42,93 +37,15 @@ from transfer_pruner_optuna.visualization import (
 go = pytest.importorskip("plotly.graph_objects")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-SPACE = {
-    "source": CategoricalDistribution([None, "a", "b", "c", "u"]),
-    "target": CategoricalDistribution(["t", "u"]),
-    "lr": CategoricalDistribution([0.1, 0.01]),
-}
-SCORES = {
-    ("a", "t"): 0.3,
-    ("b", "t"): 0.2,
-    ("c", "t"): 0.1,
-    ("u", "t"): -0.3,
-    ("a", "u"): -0.1,
-    ("b", "u"): 0.5,
-    ("c", "u"): 0.0,
-}
-KEPT = {("a", "t"), ("b", "t"), ("b", "u")}
-TRIALS: list[tuple[str | None, str, float, float | None]] = [
-    (None, "t", 0.1, 0.5),
-    (None, "t", 0.01, 0.4),
-    ("u", "u", 0.1, 0.6),
-    ("a", "t", 0.1, 0.6),
-    ("a", "t", 0.01, 0.6),
-    ("b", "t", 0.1, None),  # fails
-    ("u", "t", 0.1, None),  # eliminated
-    ("c", "t", 0.1, 0.45),  # eliminated, drawn for an audit
-    ("b", "u", 0.1, 0.7),
-    ("c", "u", 0.1, None),  # eliminated
-    ("a", "u", 0.1, None),  # eliminated
-    ("c", "u", 0.01, 0.5),  # eliminated, drawn for an audit; the baseline is of another lr
-    ("c", "t", 0.1, None),  # eliminated
-]
-ELIMINATED, AUDITED = [6, 9, 10, 12], [7, 11]
-PAIR_OF = PairParams()
-
 
 @pytest.fixture
 def rule() -> EliminationRule:
-    return EliminationRule(
-        {pair: Decision(pair not in KEPT, score, 0.5, "told so") for pair, score in SCORES.items()},
-        {},
-    )
-
-
-def search(rule: EliminationRule | None, **study_arguments: object) -> optuna.Study:
-    """Run TRIALS as a search, behind the gate if there is a rule."""
-
-    def objective(trial: optuna.Trial) -> float | tuple[float, float]:
-        for name, distribution in SPACE.items():
-            trial.suggest_categorical(name, distribution.choices)
-        value = TRIALS[trial.number][3]
-        if value is None:
-            raise RuntimeError("out of memory")
-        return (trial.number, value) if "directions" in study_arguments else value
-
-    study = optuna.create_study(**(study_arguments or {"direction": "maximize"}))
-    for source, target, lr, _ in TRIALS:
-        study.enqueue_trial({"source": source, "target": target, "lr": lr})
-    gated = gate(objective, rule, search_space=SPACE, audit_fraction=0.4) if rule else objective
-    study.optimize(gated, n_trials=len(TRIALS), catch=RuntimeError)
-    return study
+    return told_rule()
 
 
 @pytest.fixture
-def study(rule: EliminationRule) -> optuna.Study:
-    study = search(rule)
-    records = records_from_study(study)
-    assert [r.number for r in records if r.outcome == "eliminated"] == ELIMINATED
-    assert [r.number for r in records if r.audit] == AUDITED
-    assert [r.number for r in records if r.outcome == "failed"] == [5]
-    return study
-
-
-def retold(study: optuna.Study, times: list[tuple[float, float]]) -> optuna.Study:
-    """Copy a study with other times of start and end, in seconds."""
-    day = datetime(2026, 1, 1)
-    copy = optuna.create_study(directions=study.directions)
-    for trial, (start, end) in zip(study.get_trials(), times, strict=True):
-        trial.datetime_start = day + timedelta(seconds=start)
-        trial.datetime_complete = day + timedelta(seconds=end)
-        copy.add_trial(trial)
-    return copy
-
-
-def one_after_the_other(study: optuna.Study) -> optuna.Study:
-    """Ten seconds for each trial that ran, one for each that was eliminated."""
-    seconds = [1 if number in ELIMINATED else 10 for number in range(len(TRIALS))]
-    ends = np.cumsum(seconds).tolist()
-    return retold(study, [(e - s, e) for s, e in zip(seconds, ends, strict=True)])
+def study() -> optuna.Study:
+    return told_study()
 
 
 def traces(figure: go.Figure) -> dict[str, go.Scatter]:
@@ -141,19 +58,6 @@ def note(figure: go.Figure) -> str:
 
 
 # What was predicted and what was measured.
-
-
-def test_gains_are_told_trial_by_trial_with_what_was_predicted(study: optuna.Study) -> None:
-    table, why_not = _gains(study, None, PAIR_OF, None)
-    assert why_not == ""
-    expected = [
-        (3, "a", "t", 0.3, 0.1, False, {"lr": 0.1}),
-        (4, "a", "t", 0.3, 0.2, False, {"lr": 0.01}),
-        (7, "c", "t", 0.1, -0.05, True, {"lr": 0.1}),
-        (8, "b", "u", 0.5, 0.1, False, {"lr": 0.1}),
-        (11, "c", "u", 0.0, -0.1, True, {"lr": 0.01}),
-    ]
-    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, columns=table.columns))
 
 
 def test_every_trial_with_a_gain_is_a_point_and_audit_trials_are_marked_otherwise(
@@ -178,7 +82,7 @@ def test_every_trial_with_a_gain_is_a_point_and_audit_trials_are_marked_otherwis
 
 
 def test_a_point_a_pair_is_the_mean_of_its_trials(study: optuna.Study) -> None:
-    means = _pair_means(_gains(study, None, PAIR_OF, None)[0])
+    means = pair_means(gains_table(study, None, PAIR_OF, None)[0])
     by_pair = {(row.source, row.target): row for row in means.itertuples()}
     assert by_pair["a", "t"].gain == pytest.approx(0.15)
     assert by_pair["a", "t"].trials == 2
@@ -186,22 +90,6 @@ def test_a_point_a_pair_is_the_mean_of_its_trials(study: optuna.Study) -> None:
     assert dict(zip(kept.x, kept.y, strict=True)) == pytest.approx({0.3: 0.15, 0.5: 0.1})
     assert len(audited.x) == 2
     assert kept.text[0].startswith("a → t<br>mean of 2 trials<br>")
-
-
-def test_a_pair_that_was_audited_and_later_kept_has_a_point_for_each() -> None:
-    gains = pd.DataFrame(
-        {
-            "source": ["a", "a", "a"],
-            "target": ["t", "t", "t"],
-            "predicted": [0.1, 0.2, 0.4],
-            "gain": [0.5, 0.1, 0.3],
-            "audit": [True, False, False],
-        }
-    )
-    means = _pair_means(gains).set_index("audit")
-    assert means.loc[True, "gain"] == 0.5
-    assert means.loc[False, "gain"] == pytest.approx(0.2)
-    assert means.loc[False, "predicted"] == pytest.approx(0.3)
 
 
 def test_the_correlation_within_targets_ignores_what_scores_of_two_targets_say() -> None:
@@ -248,33 +136,7 @@ def test_trials_that_no_adapter_marked_are_scored_by_the_rule(
     assert sum(len(trace.x) for trace in plot_gains(half, rule).data) == 10
 
 
-def test_a_learning_rule_scores_by_what_it_has_learnt_from_the_study() -> None:
-    study = search(None)
-    pairs = pd.DataFrame(list(SCORES), columns=["source", "target"])
-    learning = LearningRule(TransferPredictor(), refit_every=4, min_targets=1, pairs=pairs)
-    table, _ = _gains(study, learning, PAIR_OF, None)
-    # Eight complete trials are a whole multiple of four: it has learnt from all of them.
-    taught = learning.refitted(transfers_from_study(study))
-    expected = [taught.decide(row.source, row.target).score for row in table.itertuples()]
-    np.testing.assert_equal(table["predicted"].tolist(), expected)
-    assert np.isfinite(expected).any()
-
-
 # What was saved.
-
-
-def test_savings_add_up_by_hand(study: optuna.Study) -> None:
-    steps = _steps(one_after_the_other(study), PAIR_OF, "trial")
-    assert [at for at, _ in steps] == list(range(13))
-    table = _savings(steps, single_task_seconds=0, attribution_seconds=0, confidence=0.9)
-    # Fewer trials than checkpoints: every trial is one.
-    assert table["trials"].tolist() == list(range(1, 14))
-    eliminated = np.array([sum(n <= at for n in ELIMINATED) for at in range(13)])
-    ran = np.arange(1, 14) - eliminated
-    np.testing.assert_allclose(table["seconds_spent"], 10 * ran + eliminated)
-    # Every trial that ran took ten seconds, and deciding one: nine saved, and no doubt about it.
-    for column in ("estimated_seconds_saved", "estimated_low", "estimated_high"):
-        np.testing.assert_allclose(table[column], 9 * eliminated, atol=1e-9)
 
 
 def test_spent_saved_and_its_interval_are_drawn_and_eliminated_trials_marked(
@@ -306,59 +168,12 @@ def test_over_seconds_trials_stand_in_the_order_in_which_they_finished(
 ) -> None:
     # The first trial starts at 2 and outlasts all others, as on another worker.
     times = [(2.0, 100.0)] + [(3.0 + n, 4.0 + n) for n in range(1, 13)]
-    steps = _steps(retold(study, times), PAIR_OF, "seconds")
+    steps = finished_steps(retold(study, times), PAIR_OF, "seconds")
     assert [record.number for _, record in steps] == [*range(1, 13), 0]
     assert [at for at, _ in steps] == [*(2.0 + n for n in range(1, 13)), 98.0]
     figure = plot_savings(retold(study, times), x="seconds")
     assert traces(figure)["eliminated trials"].x == (8.0, 11.0, 12.0, 14.0)
     assert traces(figure)["seconds spent (measured)"].y[-1] == pytest.approx(98 + 12)
-
-
-def test_before_anything_trained_the_estimate_is_left_open() -> None:
-    records = [
-        TrialRecord(0, "a", "t", "eliminated", 1.0),
-        TrialRecord(1, "b", "t", "trained", 10.0),
-    ]
-    table = _savings(
-        list(enumerate(records)), single_task_seconds=0, attribution_seconds=0, confidence=0.9
-    )
-    assert math.isnan(table["estimated_seconds_saved"][0])
-    assert table["seconds_spent"].tolist() == [1.0, 11.0]
-    assert table["estimated_seconds_saved"][1] == pytest.approx(9.0)
-
-
-RECORDS = st.lists(
-    st.builds(
-        TrialRecord,
-        number=st.integers(0, 10**6),
-        source=st.sampled_from([None, "a", "b"]),
-        target=st.just("t"),
-        outcome=st.sampled_from(["trained", "eliminated", "failed"]),
-        seconds=st.floats(0, 1e4),
-        hyperparameters=st.fixed_dictionaries({"lr": st.sampled_from([0.1, 0.01])}),
-    ),
-    min_size=1,
-    max_size=80,
-)
-
-
-@settings(max_examples=15, deadline=None)
-@given(RECORDS)
-def test_the_last_checkpoint_is_the_estimate_of_the_whole_search(
-    records: list[TrialRecord],
-) -> None:
-    table = _savings(
-        list(enumerate(records)), single_task_seconds=3, attribution_seconds=2, confidence=0.9
-    )
-    whole = estimate_savings(records, single_task_seconds=3, attribution_seconds=2)
-    last = table.iloc[-1]
-    assert last["trials"] == len(records)
-    assert len(table) == min(len(records), 50)
-    assert table["seconds_spent"].is_monotonic_increasing
-    np.testing.assert_equal(
-        [last["estimated_seconds_saved"], last["estimated_low"], last["estimated_high"]],
-        [whole.estimated_seconds_saved, *whole.estimated_seconds_saved_interval],
-    )
 
 
 def test_an_axis_that_is_not_there_is_refused(study: optuna.Study) -> None:
@@ -367,23 +182,6 @@ def test_an_axis_that_is_not_there_is_refused(study: optuna.Study) -> None:
 
 
 # Which pairs.
-
-
-def test_a_pair_is_told_with_its_trials_eliminations_and_mean_gain(study: optuna.Study) -> None:
-    table = _pairs(study, None, PAIR_OF, None).set_index(["source", "target"])
-    expected = pd.DataFrame(
-        [
-            ("a", "t", 0.3, 2, 0, 0, 0.15),
-            ("a", "u", -0.1, 1, 1, 0, math.nan),
-            ("b", "t", 0.2, 1, 0, 0, math.nan),
-            ("b", "u", 0.5, 1, 0, 0, 0.1),
-            ("c", "t", 0.1, 2, 1, 1, -0.05),
-            ("c", "u", 0.0, 2, 1, 1, -0.1),
-            ("u", "t", -0.3, 1, 1, 0, math.nan),
-        ],
-        columns=["source", "target", "predicted", "trials", "eliminated", "audited", "gain"],
-    ).set_index(["source", "target"])
-    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
 
 
 def test_the_heat_map_is_blank_where_nothing_ran_and_marks_what_was_eliminated(
@@ -488,7 +286,7 @@ def test_trials_that_a_pruner_stopped_have_run_and_have_no_gain(study: optuna.St
             intermediate_values={0: 0.99},
         )
     )
-    assert len(_gains(study, None, PAIR_OF, None)[0]) == 5
+    assert len(gains_table(study, None, PAIR_OF, None)[0]) == 5
     dots = traces(plot_pairs(study))["ran, no gain measured"]
     assert ("a", "u") in zip(dots.y, dots.x, strict=True)
 
