@@ -36,8 +36,9 @@ from transfer_pruner_optuna.sampler import TransferSampler
 
 HERE = Path(__file__).parent / "trec_is"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
-from analyse import LOOKED, interval  # noqa: E402
+from analyse import interval  # noqa: E402
 from scores import all_scores  # noqa: E402
+from table import LOOKED  # noqa: E402
 from table import load as load_table  # noqa: E402
 
 ENOUGH = 0.95

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 
@@ -26,14 +26,12 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from scores import LOOKED_AT_AGAIN, all_scores
 from sklearn.metrics import roc_auc_score
-from table import HERE, NO_SOURCE, Array, Measured, load
+from table import HERE, LOOKED, NO_SOURCE, Array, Measured, load
 
 from transfer_pruner.plotting import savings_regret_curve, savings_regret_curve_data
 
 OVERHEAD = 94.0
 """Seconds of CPU to embed 25 source and 25 target models, where no table says (features.py)."""
-LOOKED = 8
-"""Sources of a target that are looked at again, where they are; chosen on dev (README.md)."""
 
 
 def per_target(data: Measured, scores: Array) -> dict[str, Array]:
@@ -169,38 +167,37 @@ class Costs:
 
     Attributes
     ----------
-    embedding : float
-        To embed all tasks as sources and as targets.
+    attributions : float
+        To embed all tasks as sources and as targets, and to compare all pairs.
     probing : float
         To score every source's features and head on every target's few texts, in all four ways.
-    look, quick_look : float
-        To score every source's model on every target's dev texts, or on a third of them.
+    look : float
+        To score every source's model on every target's dev texts.
+    looked_at_again : float
+        To score `LOOKED` sources of every target there.
     """
 
-    embedding: float
+    attributions: float
     probing: float
     look: float
-    quick_look: float
+    looked_at_again: float
 
-    def of(self, name: str, n_sources: int) -> float:
+    def of(self, name: str) -> float:
         """Seconds that a predictor of this name takes to rank all pairs."""
-        seconds = self.embedding if name.startswith(("attributions", "all")) else 0.0
+        seconds = self.attributions if name.startswith(("attributions", "all")) else 0.0
         if name.startswith("all") or name in PROBED:
             seconds += self.probing
         if name.endswith("looked at again"):
-            return seconds + self.look * LOOKED / n_sources
-        if "quick look" in name:
-            return seconds + self.quick_look
+            return seconds + self.looked_at_again
         return seconds + self.look if "look" in name else seconds
 
 
-def read_costs(file: Path, n_seeds: int) -> Costs:
+def read_costs(file: Path, seeds: list[int]) -> Costs:
     """Take what features.py measured, or what it said when it did not write that down."""
     if not file.exists():
-        return Costs(OVERHEAD * n_seeds, 0.0, 0.0, 0.0)
-    seconds = pd.read_csv(file)
-    names = ("embedding", "probing", "look", "quick_look")
-    return Costs(*(float(seconds[name].sum()) for name in names))
+        return Costs(OVERHEAD * len(seeds), 0.0, 0.0, 0.0)
+    seconds = pd.read_csv(file, index_col="seed").loc[seeds]
+    return Costs(**{field.name: float(seconds[field.name].sum()) for field in fields(Costs)})
 
 
 def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
@@ -209,7 +206,7 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
     rows = []
     for name in (name for name in ON_CURVE if name in made):
         for k in range(LOOKED + 1 if name.endswith("looked at again") else n):
-            saved = data.share_saved(k, costs.of(name, n - 1))
+            saved = data.share_saved(k, costs.of(name))
             rows.append((name, k, saved, data.regret(made[name], k).mean()))
     rng = np.random.default_rng(0)
     for k in range(n):
@@ -220,10 +217,10 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
 
 ON_CURVE = (
     *("popularity", POPULAR_AGAIN, "label correlation", "zero-shot average precision"),
-    *("quick look on dev", "first look on dev", "attributions, nothing measured"),
+    *("first look on dev", "attributions, nothing measured"),
     *("attributions, looked at again", "attributions, fitted"),
     *("attributions, fitted, looked at again", "attributions and probing, fitted", "all, fitted"),
-    *("all, fitted, looked at again", "all and the quick look, fitted", "all and the look, fitted"),
+    *("all, fitted, looked at again", "all and the look, fitted"),
 )
 
 
@@ -247,7 +244,7 @@ def draw(
     for name in drawn:
         if name in made:
             scores = pairs.assign(score=made[name].mean(axis=0).ravel())[apart]
-            seconds = costs.of(name, len(data.tasks) - 1)
+            seconds = costs.of(name)
             part = savings_regret_curve_data(trials, {name: scores}, attribution_seconds=seconds)
             if name in AGAIN:
                 part = part[~(part["sources_kept"] > LOOKED)]
@@ -289,9 +286,7 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=["f1"])
     parser.add_argument("--splits", nargs="+", default=["test"])
     parser.add_argument("--regimes", nargs="+", default=["target"])
-    parser.add_argument(
-        "--overhead", type=Path, help="seconds of attribution and of looks: features.py's too"
-    )
+    parser.add_argument("--overhead", type=Path, help="what its seconds were: features.py's too")
     parser.add_argument("--figure", type=Path, help="file for the savings-regret curve on test")
     options = parser.parse_args()
     ending = "" if options.positives == 16 else f"-{options.positives}"
@@ -301,7 +296,7 @@ def main() -> None:
     for way, metric, split in product(options.ways, options.metrics, options.splits):
         data = load(transfers, features, way, metric, split)
         file = options.overhead or HERE / f"overhead{ending}.csv"
-        costs = read_costs(file, len(data.dev_gain))
+        costs = read_costs(file, sorted(data.features["seed"].unique()))
         for regime in options.regimes:
             out = "source and target" if regime == "both" else regime
             made = all_scores(data, regime, LOOKED)
@@ -313,7 +308,7 @@ def main() -> None:
             print_reliability(data, console)
             print_risk(data, made["all, fitted"], console)
             if options.figure and split == "test":
-                rows = transfers[transfers["way"] == way]
+                rows = transfers[(transfers["way"] == way) | (transfers["source"] == NO_SOURCE)]
                 draw(rows, data, made, costs, metric).savefig(options.figure, dpi=110)
 
 

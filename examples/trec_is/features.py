@@ -25,6 +25,8 @@ from encoder import Activations, Top
 from measure import Bench
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from table import LOOKED
+from tasks import Rows
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -33,9 +35,6 @@ from transfer_pruner.attribution import embed_batches
 from transfer_pruner.pairs import cosine, ordered_pairs
 from transfer_pruner.sweep import Batch, Scorer
 from transfer_pruner.transferability import h_score, logme, null_corrected
-
-LOOKS = {"look": 1.0, "quick_look": 1 / 3}
-"""Name of a first look to the share of the dev texts that it takes."""
 
 
 class Probe:
@@ -122,7 +121,7 @@ def embed_top(top: Top, probe: Probe, name: str, n_steps: int, method: str) -> T
     )
 
 
-def pooled(top: Top, activations: Activations, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def pooled(top: Top, activations: Activations, rows: Rows) -> NDArray[np.float64]:
     """Compute what the head sees of texts, (texts, width)."""
     seen: list[Tensor] = []
     hook = top.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -150,70 +149,102 @@ def of_seed(bench: Bench, seed: int, probe: Probe, n_steps: int, method: str) ->
             {name: embed_top(top, probe, name, n_steps, method) for name, top in models.items()}
             for models in (tops, alone)
         )
-    embedding = time.process_time() - started
-    folder = bench.out / "embeddings" / f"{method}-{n_steps}" / str(seed)
-    save_embeddings(sources.values(), folder / "source")
-    save_embeddings(targets.values(), folder / "target")
     pairs = ordered_pairs(bench.names)
     features = pair_features(pairs, sources, targets)
     features["tokens_cosine"] = [
         cosine(sources[s].signals["tokens"], targets[t].signals["tokens"])
         for s, t in zip(pairs["source"], pairs["target"], strict=True)
     ]
+    seconds = {"attributions": time.process_time() - started}
+    folder = bench.out / "embeddings" / f"{method}-{n_steps}" / str(seed)
+    save_embeddings(sources.values(), folder / "source")
+    save_embeddings(targets.values(), folder / "target")
     for name in bench.names:
         assert sources[name].provenance["tokens"] == targets[name].provenance["tokens"]
     started = time.process_time()
-    others = pd.DataFrame(
-        [
-            of_pair(bench, tops[s], s, t, seed)
-            for s, t in zip(pairs["source"], pairs["target"], strict=True)
-        ]
-    )
-    probing = time.process_time() - started
-    seconds = {"embedding": embedding, "probing": probing}
-    looks = []
-    for name, share in LOOKS.items():
-        started = time.process_time()
-        values = [
-            first_look(bench, tops[s], t, share)
-            for s, t in zip(pairs["source"], pairs["target"], strict=True)
-        ]
-        looks.append(pd.Series(values, name=name))
-        seconds[name] = time.process_time() - started
-    table = pd.concat([pairs.assign(seed=seed), features, others, *looks], axis=1)
+    probed = [of_source(bench, top, name, seed) for name, top in tops.items()]
+    seconds["probing"] = time.process_time() - started
+    started = time.process_time()
+    looks = look(bench, tops, dict.fromkeys(tops, bench.names))
+    seconds["look"] = time.process_time() - started
+    chosen = some_targets(bench.names, LOOKED, seed)
+    started = time.process_time()
+    look(bench, tops, chosen)
+    seconds["looked_at_again"] = time.process_time() - started
+    table = pairs.assign(seed=seed).join(features)
+    for others in (pd.concat(probed), looks):
+        table = table.merge(others, on=["source", "target"], validate="one_to_one")
     table.attrs["seconds"] = seconds
     return table
 
 
-def first_look(bench: Bench, top: Top, target: str, share: float) -> float:
-    """Average precision of the source's model, head and all, on a share of the target's dev texts.
+def look(bench: Bench, tops: dict[str, Top], targets: dict[str, list[str]]) -> pd.DataFrame:
+    """Average precision of every source's model, head and all, on its targets' dev texts.
 
-    A trial of no step. 0 where the share has no positive.
+    A trial of no step. A model scores a text once, however many targets have it.
     """
-    truth, logits = bench.logits(top, target, "dev", share)
-    return float(average_precision_score(truth, logits)) if truth.any() else 0.0
+    found = []
+    for source, top in tops.items():
+        others = [target for target in targets[source] if target != source]
+        if not others:
+            continue
+        of_target = {target: bench.scored[target, "dev"] for target in others}
+        rows = np.unique(np.concatenate(list(of_target.values())))
+        with encoder.half_precision(bench.half):
+            logits = encoder.logits(top, bench.activations, rows)
+        for target, its in of_target.items():
+            truth = bench.tasks.positive(target, its)
+            score = average_precision_score(truth, logits[np.searchsorted(rows, its)])
+            found.append({"source": source, "target": target, "look": float(score)})
+    return pd.DataFrame(found)
 
 
-def of_pair(bench: Bench, top: Top, source: str, target: str, seed: int) -> dict[str, float]:
-    """Compute what the source's model and labels say of the target, apart from attributions."""
-    rows = bench.tasks.sample(target, "pool", bench.regime.target_positives, seed)
-    truth = bench.tasks.positive(target, rows)
+def some_targets(names: list[str], n_sources: int, seed: int) -> dict[str, list[str]]:
+    """Draw sources for every target, and turn this round: the targets of every source."""
+    rng = np.random.default_rng(seed)
+    targets: dict[str, list[str]] = {name: [] for name in names}
+    for target in names:
+        others = [name for name in names if name != target]
+        for source in rng.permutation(others)[:n_sources]:
+            targets[source].append(target)
+    return targets
+
+
+def of_source(bench: Bench, top: Top, source: str, seed: int) -> pd.DataFrame:
+    """Compute what a source's model and labels say of every target, apart from attributions."""
+    positives = bench.regime.target_positives
+    of_target = {
+        name: bench.tasks.sample(name, "pool", positives, seed)
+        for name in bench.names
+        if name != source
+    }
+    rows = np.unique(np.concatenate(list(of_target.values())))
     seen = pooled(top, bench.activations, rows)
     head = top.head.weight[0].detach().double().numpy()
-    zero_shot = seen @ head
     pool = bench.tasks.splits["pool"]
-    is_source, is_target = (bench.tasks.positive(task, pool) for task in (source, target))
-    both = float((is_source & is_target).mean())
-    return {
-        "logme": null_corrected(logme, seen, truth, n_permutations=5),
-        "h_score": null_corrected(h_score, seen, truth, n_permutations=5),
-        "zero_shot_ap": float(average_precision_score(truth, zero_shot)),
-        "zero_shot_auc": float(roc_auc_score(truth, zero_shot)),
-        "label_correlation": float(np.corrcoef(is_source, is_target)[0, 1]),
-        "label_given_source": both / float(is_source.mean()),
-        "label_given_target": both / float(is_target.mean()),
-        "source_size": float(min(is_source.sum(), bench.regime.source_positives)),
-    }
+    is_source = bench.tasks.positive(source, pool)
+    found = []
+    for target, its in of_target.items():
+        truth = bench.tasks.positive(target, its)
+        features = seen[np.searchsorted(rows, its)]
+        zero_shot = features @ head
+        is_target = bench.tasks.positive(target, pool)
+        both = float((is_source & is_target).mean())
+        found.append(
+            {
+                "source": source,
+                "target": target,
+                "logme": null_corrected(logme, features, truth, n_permutations=5),
+                "h_score": null_corrected(h_score, features, truth, n_permutations=5),
+                "zero_shot_ap": float(average_precision_score(truth, zero_shot)),
+                "zero_shot_auc": float(roc_auc_score(truth, zero_shot)),
+                "label_correlation": float(np.corrcoef(is_source, is_target)[0, 1]),
+                "label_given_source": both / float(is_source.mean()),
+                "label_given_target": both / float(is_target.mean()),
+                "source_size": float(min(is_source.sum(), bench.regime.source_positives)),
+            }
+        )
+    return pd.DataFrame(found)
 
 
 def main() -> None:
@@ -233,7 +264,7 @@ def main() -> None:
         if not file.exists():
             table = of_seed(bench, seed, probe, options.steps, options.method)
             seconds = pd.DataFrame([{"seed": seed} | table.attrs["seconds"]])
-            seconds.round(1).to_csv(out / f"overhead-{kind}-{seed}.csv", index=False)
+            seconds.round(3).to_csv(out / f"overhead-{kind}-{seed}.csv", index=False)
             table.round(5).to_csv(file, index=False)
     for name in ("features", "overhead"):
         parts = [pd.read_csv(file) for file in sorted(out.glob(f"{name}-{kind}-[0-9]*.csv"))]

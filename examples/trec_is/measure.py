@@ -180,12 +180,9 @@ class Bench:
         """1 for a positive of the task, else 0, as the loss takes them."""
         return torch.from_numpy(self.tasks.positive(task, rows).astype(np.float32))
 
-    def logits(
-        self, top: Top, target: str, split: str, share: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def logits(self, top: Top, target: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Which of a target's texts in a split are positive, and the model's logits of them."""
         rows = self.scored[target, split]
-        rows = rows[: int(share * len(rows))]
         with encoder.half_precision(self.half):
             return self.tasks.positive(target, rows), encoder.logits(top, self.activations, rows)
 

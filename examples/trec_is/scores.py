@@ -18,9 +18,9 @@ ATTRIBUTIONS = (
     *("cosine", "containment", "example_cosine", "cka", "source_rank", "target_rank", "norm_ratio"),
     *("tokens_cosine", "change_correlation"),
 )
-LOOK, QUICK = "look", "quick_look"
+LOOK = "look"
 """Average precision of the source's model, head and all, on the target's dev texts: a trial of no
-step. The quick one takes a third of them."""
+step."""
 PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
 LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
 
@@ -139,13 +139,9 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     }
     if LOOK in features:
         scored |= {
-            "quick look on dev": lambda data, _: of_column(data, QUICK),
             "first look on dev": lambda data, _: of_column(data, LOOK),
             "all and the look, fitted": lambda data, regime: fitted(
                 data, regime, [*everything, LOOK]
-            ),
-            "all and the quick look, fitted": lambda data, regime: fitted(
-                data, regime, [*everything, QUICK]
             ),
         }
     return scored

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 NO_SOURCE = "(none)"
+LOOKED = 8
+"""Sources of a target that are looked at again, where they are; chosen on dev (README.md)."""
 Array = NDArray[np.float64]
 
 

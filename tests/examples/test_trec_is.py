@@ -33,23 +33,34 @@ def some_texts(n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["tweet", "kinds"])
 
 
-def measure(folder: Path, *further: str) -> pd.DataFrame:
-    command = [sys.executable, str(FOLDER / "measure.py"), "--train", str(folder / "train.csv")]
-    command += ["--test", str(folder / "test.csv"), "--out", str(folder / "out")]
-    command += ["--text-column", "tweet", "--labels-column", "kinds", "--separator", ","]
-    command += ["--tasks", *WORDS, "--seeds", "0", "--lr", "1e-3", "--target-epochs", "2"]
-    command += ["--target-positives", "6", "--trainable", "1", "--workers", "1", *further]
+def options(folder: Path) -> list[str]:
+    files = ["--train", str(folder / "train.csv"), "--test", str(folder / "test.csv")]
+    files += ["--out", str(folder / "out"), "--text-column", "tweet", "--labels-column", "kinds"]
+    few = ["--tasks", *WORDS, "--seeds", "0", "--lr", "1e-3", "--target-epochs", "2"]
+    few += ["--target-positives", "6", "--trainable", "1", "--workers", "1"]
+    return [*files, "--separator", ",", *few]
+
+
+def run(script: str, folder: Path, *further: str) -> None:
+    command = [sys.executable, str(FOLDER / script), *options(folder), *further]
     subprocess.run(command, check=True, timeout=280)
+
+
+def measure(folder: Path, *further: str) -> pd.DataFrame:
+    run("measure.py", folder, *further)
     return pd.read_csv(folder / "out" / "transfers.csv")
 
 
-@pytest.mark.slow
-def test_a_csv_becomes_a_table_of_transfers_and_a_kept_table_is_gone_on_from(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
     some_texts(240, seed=0).to_csv(tmp_path / "train.csv", index=False)
     some_texts(80, seed=1).to_csv(tmp_path / "test.csv", index=False)
-    table = measure(tmp_path, "--ways", "sequential")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_csv_becomes_a_table_of_transfers_and_a_kept_table_is_gone_on_from(texts: Path) -> None:
+    table = measure(texts, "--ways", "sequential")
     alone = table["source"] == "(none)"
     assert sorted(table[alone]["target"]) == sorted(WORDS)
     assert len(table[~alone]) == len(WORDS) * (len(WORDS) - 1)
@@ -57,12 +68,35 @@ def test_a_csv_becomes_a_table_of_transfers_and_a_kept_table_is_gone_on_from(
     assert ((scores > 0.25) & (scores <= 1)).all()
 
     # From the table alone, in an empty folder: only what it lacks is run.
-    (tmp_path / "out").rename(tmp_path / "before")
-    kept = tmp_path / "before" / "transfers.csv"
-    both = measure(tmp_path, "--ways", "sequential", "joint", "--table", str(kept))
+    (texts / "out").rename(texts / "before")
+    kept = texts / "before" / "transfers.csv"
+    both = measure(texts, "--ways", "sequential", "joint", "--table", str(kept))
     again = both[both["way"] == "sequential"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again, table)
     assert len(both) == len(table) + len(WORDS) * (len(WORDS) - 1)
+
+
+@pytest.mark.slow
+def test_what_is_known_of_every_pair_is_written_with_the_seconds_that_it_took(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("features.py", texts, "--probe", "12")
+    table = pd.read_csv(texts / "out" / "features.csv")
+    pairs = {(s, t) for s in WORDS for t in WORDS if s != t}
+    assert set(zip(table["source"], table["target"], strict=True)) == pairs
+    assert len(table) == len(pairs)
+    assert np.isfinite(table.drop(columns=["source", "target"])).all(axis=None)
+    # A look is what a trial would score that makes no step.
+    monkeypatch.syspath_prepend(FOLDER)  # its files are scripts that import each other
+    from measure import Bench, arguments
+
+    bench = Bench(arguments().parse_args(options(texts)))
+    top = bench.source_model("water", 0)
+    alone, _ = bench.scores(top, "road")
+    looked = table.set_index(["source", "target"])["look"]["water", "road"]
+    assert looked == pytest.approx(alone["dev_ap"], abs=1e-4)
+    seconds = pd.read_csv(texts / "out" / "overhead.csv")
+    assert (seconds[["attributions", "probing", "look", "looked_at_again"]] > 0).all(axis=None)
 
 
 def test_a_wrong_column_is_named(tmp_path: Path) -> None:
