@@ -339,7 +339,8 @@ class EliminationRule:
         Parameters
         ----------
         look : callable of (source, target) to float
-            Called once for every pair that this rule knows and keeps; higher is better, within a
+            Called once for every pair that this rule knows and keeps, a source's pairs one after
+            another, so that `look` may hold on to one model at a time; higher is better, within a
             target. NaN, or a look that fails, keeps the pair.
         k : int
             Sources kept for each target, 0 or more. Equal looks are ordered by source name.
@@ -352,7 +353,7 @@ class EliminationRule:
         """
         if k < 0:
             raise ValueError(f"k cannot be negative but got {k}.")
-        kept = [pair for pair, decision in self._decisions.items() if not decision.eliminated]
+        kept = sorted(pair for pair, decided in self._decisions.items() if not decided.eliminated)
         settings = {"rule": "refine", "k": k, "first": self.settings}
         decisions = dict(self._decisions)
         if not kept:
