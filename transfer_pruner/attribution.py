@@ -5,7 +5,6 @@ With text.py, sweep.py and what they load the only modules that import torch.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import platform
 import time
@@ -31,6 +30,7 @@ try:
     import torch
     from torch import Tensor, nn
 
+    from transfer_pruner.layers import default_layers, named_layers, own_module
     from transfer_pruner.sweep import INPUTS, Batch, Scorer, attribution_method
 except ImportError as error:  # the wheel's check runs it in an environment without torch
     raise ImportError(
@@ -186,9 +186,9 @@ def embed_batches(
                     check_target(tuple(scorer(few.inputs).shape), target)
                 scorer.summed = target == SUM
                 _check_gradients(scorer, few, target)
-                names = layers if layers is not None else _default_layers(scorer, few.inputs)
+                names = layers if layers is not None else default_layers(scorer, few.inputs)
                 scorer.extras = batch.extras
-                modules = _modules(scorer.model, names)
+                modules = named_layers(scorer.model, names)
                 examples = {layer: [] for layer in modules}
             with torch.no_grad():
                 of_batch = target_of(scorer, batch.inputs, target)
@@ -331,68 +331,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules())
-    for name in names:
-        if not name or name not in modules:
-            known = [module for module in modules if module]
-            close = difflib.get_close_matches(name, known, n=3) or known[:10]
-            raise ValueError(
-                f"layers holds {name!r}, which is no module of the model. Similar names: "
-                f"{', '.join(close)}."
-            )
-    if not names:
-        raise ValueError("layers must name at least one module of the model but is empty.")
-    return {name: modules[name] for name in names}
-
-
-def _default_layers(scorer: Scorer, probe: Tensor) -> list[str]:
-    model = scorer.model
-    runs: list[str] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if name:
-            hooks.append(module.register_forward_hook(lambda *_, name=name: runs.append(name)))
-    try:
-        with torch.no_grad():
-            scorer(probe)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    modules = dict(model.named_modules())
-    once = [name for name in dict.fromkeys(runs) if runs.count(name) == 1]
-    blocks = [name for name in once if _is_block(modules, name)]
-    if len(blocks) > 1:
-        return blocks
-    weighted = [
-        name
-        for name in once
-        if not any(name.startswith(f"{adapted}.") for adapted in once if _own(modules[adapted]))
-        and any(True for _ in (_own(modules[name]) or modules[name]).parameters(recurse=False))
-        and not isinstance(modules[name], (nn.Embedding, nn.modules.batchnorm._BatchNorm))
-    ]
-    # The last one is the output head: its attributions are the output change, whatever the task.
-    if len(weighted) < 2:
-        raise ValueError(
-            "layers cannot be chosen for this model: no module with weights but the output head "
-            f"runs exactly once. Name some of: {', '.join(list(modules)[1:11]) or 'none'}."
-        )
-    return weighted[:-1]
-
-
-def _own(module: Any) -> nn.Module | None:
-    """Find the module that PEFT put an adapter, or a copy to train, in the place of."""
-    if not hasattr(module, "adapter_layer_names"):
-        return None
-    own: nn.Module = module.base_layer if hasattr(module, "base_layer") else module.original_module
-    return own
-
-
-def _is_block(modules: dict[str, nn.Module], name: str) -> bool:
-    parent, _, index = name.rpartition(".")
-    return index.isdigit() and isinstance(modules.get(parent), nn.ModuleList)
-
-
 def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Tensor:
     if not isinstance(baselines, Tensor):
         return torch.full_like(batch, 0.0 if baselines is None else float(baselines))
@@ -419,7 +357,7 @@ def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]
     """Bring attributions of any shape to (n, width), float32."""
     if attributed.dim() == 1:
         attributed = attributed[:, None]
-    convolution = isinstance(_own(module) or module, nn.modules.conv._ConvNd)
+    convolution = isinstance(own_module(module) or module, nn.modules.conv._ConvNd)
     channels_first = attributed.dim() > 3 or convolution
     width_axis = 1 if channels_first else attributed.dim() - 1
     positions = [axis for axis in range(1, attributed.dim()) if axis != width_axis]

@@ -150,15 +150,6 @@ def test_provenance_tells_models_and_probes_apart_and_survives_saving(
     assert dict(load_embeddings(tmp_path)["a"].provenance) == dict(first.provenance)
 
 
-def test_a_layer_that_the_model_lacks_is_named_with_similar_ones(
-    model: ConvNet, images: Tensor
-) -> None:
-    with pytest.raises(ValueError, match=r"layers holds 'hiden', which is no module.*hidden"):
-        embed(model, images, name="t", target=1, layers=["hiden"])
-    with pytest.raises(ValueError, match="at least one module"):
-        embed(model, images, name="t", target=1, layers=[])
-
-
 def test_a_model_that_gives_nan_stops_with_the_layer(model: ConvNet, images: Tensor) -> None:
     with torch.no_grad():
         model.hidden.weight[0, 0] = torch.nan
