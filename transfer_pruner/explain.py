@@ -26,7 +26,7 @@ from transfer_pruner.explanation import (
 )
 from transfer_pruner.pairs import (
     FloatArray,
-    correspondence,
+    copies_of_one_encoder,
     is_baseline,
     pair_features,
     source_popularity,
@@ -283,21 +283,23 @@ def _attribution_parts(
 ) -> tuple[Contribution, ...]:
     """Split `pairs.attribution_score`, a mean over layers, into its terms."""
     columns = [str(column) for column in features.columns]
-    alike, rich, along = (
+    alike, rich = (
         [column for column in columns if column.startswith(f"{feature}[")]
-        for feature in ("cka", "source_rank", "example_cosine")
+        for feature in ("cka", "source_rank")
     )
-    values = features[alike + rich + along].to_numpy(dtype=float)
-    of_cka, of_rank, of_cosine = np.split(values, 3, axis=1)
-    weight = [
-        max(correspondence(column[len("cka[") : -1], embeddings, of_target or None), 0.0)
-        for column in alike
-    ]
-    terms = np.hstack([of_cka, np.log(of_rank), np.nan_to_num(of_cosine) * weight])
-    # A layer counts where the first two of its terms are there.
+    of_cka, of_rank = (features[names].to_numpy(dtype=float) for names in (alike, rich))
+    changes = features[["change_correlation"]].to_numpy(dtype=float)
+    layers = [column[len("cka[") : -1] for column in alike]
+    copies = np.array(
+        [copies_of_one_encoder(layer, embeddings, of_target or None) for layer in layers]
+    )
+    # A layer counts where both of its terms are there.
     there = ~np.isnan(of_cka + of_rank)
-    names = [*alike, *(f"log {column}" for column in rich), *along]
-    weights = np.hstack([there] * 3) / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    share = there / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    values = np.hstack([of_cka, of_rank, changes])
+    weights = np.hstack([share, share * (1 - copies), share @ copies[:, None]])
+    terms = np.hstack([of_cka, np.log(of_rank), np.nan_to_num(changes)])
+    names = [*alike, *(f"log {column}" for column in rich), "change_correlation"]
     total = np.nansum(terms * weights, axis=1)
     if not len(alike) or not np.isclose(total[0], features["attribution_score"].iloc[0]):
         # Tasks of different probes: then the score is the mean cosine.

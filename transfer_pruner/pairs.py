@@ -152,8 +152,8 @@ def pair_features(
             columns[f"{feature}[{layer}]"] = values
     columns["change_correlation"] = _change_correlations(sources, targets, embeddings, of_target)
     shared = _share_probe([*embeddings.values(), *of_target.values()])
-    alike = {layer: correspondence(layer, embeddings, of_target) for layer in layers}
-    columns["attribution_score"] = _score(columns, len(pairs), shared, alike)
+    copies = [copies_of_one_encoder(layer, embeddings, of_target) for layer in layers]
+    columns["attribution_score"] = _score(columns, len(pairs), shared, np.array(copies))
     return pd.DataFrame(columns, index=pairs.index)
 
 
@@ -167,13 +167,14 @@ def attribution_score(
 ) -> FloatArray:
     r"""Score ordered pairs by attributions alone, before any transfer was measured.
 
-    The mean over layers of :math:`\mathrm{CKA}(s, t) + \log \mathrm{rank}(s) + \max(\kappa, 0)
-    \cos(s, t)`: do the source's attributions set the same probe examples apart as the target's, in
-    how many directions do they vary, and, as far as the two models' neurons correspond
-    (:math:`\kappa`, `correspondence`), do they point the same way, example by example? Directed
-    through the source's effective rank. Ours; CONTRIBUTING.md tells how it was chosen. Unless all
-    tasks were embedded on the same probe examples, it is the mean over layers of the cosine of the
-    two vectors instead, for every pair.
+    The mean over layers of :math:`\mathrm{CKA}(s, t) + (1 - w) \log \mathrm{rank}(s) + w\,r(s, t)`:
+    do the source's attributions set the same probe examples apart as the target's? Of models that
+    were trained on their own (:math:`w = 0`), in how many directions do the source's vary? Of
+    copies of one encoder (:math:`w = 1`), which are all as rich, do the two outputs change alike
+    (r, the ``change_correlation``)? :math:`w = \min(\max(2 \kappa, 0), 1)`, :math:`\kappa` the
+    layer's `correspondence`. Directed through the source's effective rank. Ours; CONTRIBUTING.md
+    tells how it was chosen. Unless all tasks were embedded on the same probe examples, it is the
+    mean over layers of the cosine of the two vectors instead, for every pair.
 
     Returns
     -------
@@ -227,6 +228,29 @@ def correspondence(
             found -= float((units[0][task] * units[1][task]).sum())
             n_pairs -= 1
     return found / n_pairs if n_pairs else 0.0
+
+
+def copies_of_one_encoder(
+    layer: str,
+    embeddings: Mapping[str, TaskEmbedding],
+    target_embeddings: Mapping[str, TaskEmbedding] | None = None,
+) -> float:
+    r"""How far a layer's models are taken for copies of one encoder: w of `attribution_score`.
+
+    :math:`\min(\max(2 \kappa, 0), 1)`, :math:`\kappa` the layer's `correspondence`; 0 if some
+    embedding lacks what its examples change the output by, which then cannot be compared. Ours.
+
+    Parameters
+    ----------
+    layer : str
+    embeddings, target_embeddings
+        As for `pair_features`.
+    """
+    of_target = embeddings if target_embeddings is None else target_embeddings
+    tasks = [*embeddings.values(), *of_target.values()]
+    if not all(CHANGES in task.signals for task in tasks):
+        return 0.0
+    return min(max(2 * correspondence(layer, embeddings, of_target), 0.0), 1.0)
 
 
 def source_popularity(
@@ -352,7 +376,7 @@ def _score(
     columns: Mapping[str, FloatArray],
     n_pairs: int,
     shared_probe: bool,
-    alike: Mapping[str, float],
+    copies: FloatArray,
 ) -> FloatArray:
     """Score pairs as `attribution_score` says, from the features of their layers."""
 
@@ -360,10 +384,12 @@ def _score(
         chosen = [x for name, x in columns.items() if name.startswith(f"{feature}[")]
         return np.column_stack(chosen) if chosen else np.full((n_pairs, 1), np.nan)
 
-    if not shared_probe:
+    if not shared_probe or not len(copies):
         return _row_mean(by_layer("cosine"))
-    directions = by_layer("example_cosine") * [max(alike[layer], 0.0) for layer in alike]
-    return _row_mean(by_layer("cka") + np.log(by_layer("source_rank")) + np.nan_to_num(directions))
+    rich = (1 - copies) * np.log(by_layer("source_rank"))
+    # A model whose output never changes says nothing for or against a pair.
+    changes = np.nan_to_num(columns["change_correlation"])
+    return _row_mean(by_layer("cka") + rich + copies * changes[:, None])
 
 
 def _share_probe(embeddings: Sequence[TaskEmbedding]) -> bool:

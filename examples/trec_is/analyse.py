@@ -126,8 +126,17 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
         f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Positive gains: "
         f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}. "
         "Gain of the best source by one seed's test scores, with the others: "
-        "{:.4f} ({:.4f}, {:.4f}).".format(*interval(data.gain_across_seeds()))
+        "{:.4f} ({:.4f}, {:.4f}). ".format(*interval(data.gain_across_seeds()))
+        + "Spearman of the gains that were measured on dev, all pairs trained: "
+        "{:.2f} ({:.2f}, {:.2f}); ".format(*interval(per_target(data, data.dev_gain)["Spearman"]))
+        + f"of the sources' popularity there: {popularity_holds(data):.2f}."
     )
+
+
+def popularity_holds(data: Measured) -> float:
+    """Spearman over sources: mean gain on dev against mean gain on the test split."""
+    on_dev, on_test = (np.nanmean(gain, axis=(0, 1)) for gain in (data.dev_gain, data.test_gain))
+    return float(spearmanr(on_dev, on_test).statistic)
 
 
 OURS = ("attributions, fitted", "attributions and probing, fitted", "all, fitted")

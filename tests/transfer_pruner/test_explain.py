@@ -71,13 +71,13 @@ def test_a_rule_from_attributions_alone_is_taken_apart_layer_by_layer(
     assert total(explanation) == pytest.approx(explanation.decision.score)
     assert {part.feature for part in explanation.contributions} == {
         *("cka[hidden]", "cka[last]", "log source_rank[hidden]", "log source_rank[last]"),
-        *("example_cosine[hidden]", "example_cosine[last]"),
+        "change_correlation",
     }
     assert explanation.nearest
     assert not explanation.notes
 
 
-def test_the_direction_of_corresponding_neurons_is_part_of_what_is_taken_apart(
+def test_of_copies_of_one_encoder_the_outputs_are_part_of_what_is_taken_apart(
     make_embedding: MakeEmbedding,
 ) -> None:
     rng = np.random.default_rng(0)
@@ -91,8 +91,9 @@ def test_the_direction_of_corresponding_neurons_is_part_of_what_is_taken_apart(
     assert explanation.decision is not None
     assert total(explanation) == pytest.approx(explanation.decision.score)
     parts = {part.feature: part for part in explanation.contributions}
-    along = parts["example_cosine[hidden]"]
-    assert along.contribution == pytest.approx(along.value, rel=0.1)
+    changes = parts["change_correlation"]
+    assert changes.contribution == pytest.approx(changes.value)
+    assert parts["log source_rank[hidden]"].contribution == pytest.approx(0)
 
 
 def test_tasks_of_different_probes_are_explained_by_cosines(make_embedding: MakeEmbedding) -> None:

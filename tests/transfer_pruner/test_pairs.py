@@ -12,6 +12,7 @@ from transfer_pruner import TaskEmbedding, pair_features
 from transfer_pruner.pairs import (
     attribution_score,
     containment,
+    copies_of_one_encoder,
     correspondence,
     cosine,
     effective_rank,
@@ -221,7 +222,7 @@ def test_correspondence_is_the_mean_correlation_over_ordered_pairs(
     assert correspondence("no such layer", embeddings) == 0
 
 
-def test_the_attribution_score_asks_for_one_direction_where_neurons_correspond(
+def test_of_copies_of_one_encoder_the_score_asks_whether_their_outputs_change_alike(
     make_embedding: object,
 ) -> None:
     tasks = copies(make_embedding, permuted=False)
@@ -231,4 +232,33 @@ def test_the_attribution_score_asks_for_one_direction_where_neurons_correspond(
     tasks["against"] = make_embedding("against", l=-examples)  # type: ignore[operator]
     pairs = pd.DataFrame({"source": ["with", "against"], "target": ["a", "a"]})
     along, against = attribution_score(pairs, tasks)
-    assert along - against == pytest.approx(2 * correspondence("l", tasks), rel=1e-4)
+    assert copies_of_one_encoder("l", tasks) == 1
+    assert along - against == pytest.approx(2, rel=1e-4)
+
+
+def test_of_models_on_their_own_the_score_asks_for_rich_sources_instead(
+    make_embedding: object,
+) -> None:
+    tasks = copies(make_embedding, permuted=True)
+    weight = copies_of_one_encoder("l", tasks)
+    assert weight == pytest.approx(max(2 * correspondence("l", tasks), 0))
+    assert weight < 0.2
+    pairs = pd.DataFrame({"source": ["b"], "target": ["a"]})
+    features = pair_features(pairs, tasks).iloc[0]
+    expected = features["cka[l]"] + (1 - weight) * np.log(features["source_rank[l]"])
+    expected += weight * features["change_correlation"]
+    assert attribution_score(pairs, tasks)[0] == pytest.approx(expected)
+
+
+def test_embeddings_without_output_changes_are_scored_as_those_of_models_on_their_own(
+    make_embedding: object,
+) -> None:
+    tasks = copies(make_embedding, permuted=False)
+    one = tasks["b"]
+    signals = {name: x for name, x in one.signals.items() if name != "output_changes"}
+    tasks["b"] = TaskEmbedding(one.name, one.vectors, signals, one.provenance)
+    assert copies_of_one_encoder("l", tasks) == 0
+    pairs = pd.DataFrame({"source": ["b", "c"], "target": ["a", "a"]})
+    features = pair_features(pairs, tasks)
+    expected = features["cka[l]"] + np.log(features["source_rank[l]"])
+    assert attribution_score(pairs, tasks).tolist() == pytest.approx(expected.tolist())
