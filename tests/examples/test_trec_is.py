@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -97,6 +98,43 @@ def test_what_is_known_of_every_pair_is_written_with_the_seconds_that_it_took(
     assert looked == pytest.approx(alone["dev_ap"], abs=1e-4)
     seconds = pd.read_csv(texts / "out" / "overhead.csv")
     assert (seconds[["attributions", "probing", "look", "looked_at_again"]] > 0).all(axis=None)
+
+
+TOLD = {
+    "random": "random",
+    "attributions alone, before any transfer was measured": "attributions, nothing measured",
+    "attributions alone, eight looked at again": "attributions, looked at again",
+    "popularity": "popularity",
+    "popularity, eight looked at again": "popularity, looked at again",
+    "attributions fitted on other targets' transfers": "attributions, fitted",
+    "the same, eight looked at again": "attributions, fitted, looked at again",
+    "everything fitted, eight looked at again": "all, fitted, looked at again",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/trust.md"])
+def test_what_the_pages_say_of_one_kept_source_is_what_the_tables_give(
+    page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from analyse import curve, read_costs
+    from scores import all_scores
+    from table import LOOKED, load
+
+    transfers, features = (
+        pd.read_csv(FOLDER / f"{name}-4.csv") for name in ("transfers", "features")
+    )
+    data = load(transfers, features, "sequential", "f1", "test")
+    costs = read_costs(FOLDER / "overhead-4.csv", [0, 1, 2])
+    points = curve(data, all_scores(data, "target", LOOKED), costs)
+    of_one = points[points["sources kept"] == 1].set_index("predictor")
+    nothing = data.regret(np.zeros_like(data.dev_gain), 0).mean()
+    text = (FOLDER.parents[1] / page).read_text().replace("**", "")
+    told = dict(re.findall(r"^\| ([^|]+) \| (\S+ \| \S+ \| \S+) \|$", text, re.MULTILINE))
+    for label, name in TOLD.items():
+        saved, regret = of_one.loc[name, ["saved", "regret"]]
+        assert told[label] == f"{saved:.1%} | {regret:.3f} | {1 - regret / nothing:.0%}", label
 
 
 def test_a_wrong_column_is_named(tmp_path: Path) -> None:
