@@ -14,7 +14,15 @@ import transfer_pruner
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "captum", "ray", "mlflow", "transformers", "matplotlib", "sklearn", "pandas"}
 HOSTS = {"optuna", "ray", "mlflow"}
-TORCH = {"attribution.py", "sweep.py", "targets.py", "text.py", "checkpoints.py", "many.py"}
+TORCH = {
+    "attribution.py",
+    "layers.py",
+    "sweep.py",
+    "targets.py",
+    "text.py",
+    "checkpoints.py",
+    "many.py",
+}
 
 
 def loaded_by(statement: str) -> set[str]:
