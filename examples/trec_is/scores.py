@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import pandas as pd
@@ -147,10 +147,16 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     return scored
 
 
-def all_scores(data: Measured, regime: str, looked: int) -> dict[str, Array]:
-    """Score every pair by every predictor that can be had in this regime."""
+def all_scores(
+    data: Measured, regime: str, looked: int, names: Collection[str] | None = None
+) -> dict[str, Array]:
+    """Score every pair by every predictor, or those named, that can be had in this regime."""
     usable = np.isfinite(data.dev_gain)
-    made = {name: of(data, regime) for name, of in predictors(data.features).items()}
+    made = {
+        name: of(data, regime)
+        for name, of in predictors(data.features).items()
+        if names is None or name in names
+    }
     made = {name: scores for name, scores in made.items() if np.isfinite(scores[usable]).any()}
     if LOOK in data.features:
         for name, first in LOOKED_AT_AGAIN.items():
