@@ -26,6 +26,7 @@ class Measured:
     dev_baseline: Array
     test_baseline: Array
     seconds: Array
+    baseline_seconds: Array
     features: pd.DataFrame
     """One row for each seed, target and source, in this order; a task with itself is NaN."""
 
@@ -81,10 +82,9 @@ class Measured:
     def share_saved(self, k: int, overhead: float) -> float:
         """Share of the seconds of all trials that is saved by keeping k sources of each target.
 
-        An eliminated trial counts as the mean of its target's; `overhead` in seconds is paid.
+        A kept source counts as the mean of all; the baselines and `overhead` in seconds are paid.
         """
-        pairs = np.nansum(self.seconds)
-        alone = pairs / (len(self.tasks) - 1)
+        pairs, alone = np.nansum(self.seconds), self.baseline_seconds.sum()
         kept = pairs * k / (len(self.tasks) - 1)
         return float(1 - (overhead + alone + kept) / (alone + pairs))
 
@@ -108,8 +108,10 @@ def load(
     seeds = [seed for seed in seeds if seed in set(features["seed"])]
 
     # What a trial costs a search: its training, and its scoring on dev where that was measured.
-    spent = rows["seconds"] + rows.get("dev_seconds", 0.0)
-    rows = rows.assign(spent=spent)
+    rows, baselines = (
+        trials.assign(spent=trials["seconds"] + trials.get("dev_seconds", 0.0))
+        for trials in (rows, baselines)
+    )
 
     def arranged(table: pd.DataFrame, column: str, sources: list[str]) -> Array:
         index = pd.MultiIndex.from_product([seeds, tasks, sources, lrs])
@@ -124,5 +126,6 @@ def load(
         arranged(baselines, f"dev_{metric}", [NO_SOURCE])[:, :, 0],
         arranged(baselines, f"{split}_{metric}", [NO_SOURCE])[:, :, 0],
         arranged(rows, "spent", tasks),
+        arranged(baselines, "spent", [NO_SOURCE])[:, :, 0],
         features.set_index(["seed", "target", "source"]).reindex(index).reset_index(),
     )
