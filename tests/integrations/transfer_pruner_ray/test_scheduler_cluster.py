@@ -112,6 +112,20 @@ def learning_rule() -> LearningRule:
     )
 
 
+def stop_between_writes(driver: subprocess.Popen[bytes], folder: Path) -> None:
+    """Stop a driver when Tune's state is whole: a kill amid its writing is beyond our help."""
+    for _ in range(200):
+        driver.send_signal(signal.SIGSTOP)
+        try:
+            state(folder)
+        except json.JSONDecodeError:
+            driver.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("Tune's state is never whole")
+
+
 @pytest.mark.parametrize("make_rule", [only_a_helps, learning_rule])
 def test_a_killed_driver_loses_nothing(
     cluster: Cluster, tmp_path: Path, make_rule: Callable[[], EliminationRule | LearningRule]
@@ -145,6 +159,7 @@ def test_a_killed_driver_loses_nothing(
         while len(starts(tmp_path) if (tmp_path / "out").exists() else []) < (24 if learns else 8):
             assert driver.poll() is None
             time.sleep(0.05)
+        stop_between_writes(driver, tmp_path)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
