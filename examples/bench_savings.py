@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -80,8 +79,6 @@ def one_repeat(models: dict[str, digits.Network], rule: EliminationRule, seed: i
         "high": high,
         "at once": sum(search.at_once),
         "afterwards": sum(search.afterwards),
-        "records": records,
-        "eliminated": search.at_once,
     }
 
 
@@ -89,7 +86,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="seed of the first repeat")
-    parser.add_argument("--keep", type=Path, help="pickle of every repeat's records")
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -99,12 +95,7 @@ def main() -> None:
     }
     rule = EliminationRule.top_k(TransferPredictor(embeddings), k=4)
     repeats = range(options.first, options.first + options.repeats)
-    rows = []
-    for seed in repeats:
-        rows.append(one_repeat(models, rule, seed))
-        if options.keep:
-            pd.to_pickle(rows, options.keep)
-    found = pd.DataFrame(rows).drop(columns=["records", "eliminated"])
+    found = pd.DataFrame([one_repeat(models, rule, seed) for seed in repeats])
     printed = Table("eliminated trials run", "covered", "95% interval", "measured / estimated")
     for when in ("at once", "afterwards"):
         covered = int(found[when].between(found["low"], found["high"]).sum())

@@ -353,7 +353,8 @@ class EliminationRule:
         """
         if k < 0:
             raise ValueError(f"k cannot be negative but got {k}.")
-        kept = sorted(pair for pair, decided in self._decisions.items() if not decided.eliminated)
+        kept = [pair for pair, decision in self._decisions.items() if not decision.eliminated]
+        kept.sort(key=lambda pair: [str(task) for task in pair])  # names may be numbers too
         settings = {"rule": "refine", "k": k, "first": self.settings}
         decisions = dict(self._decisions)
         if not kept:

@@ -123,7 +123,8 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
         "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(nothing))
         + f"On dev the exhaustive choice gains {data.gain_on_dev():.4f}. "
         f"{len(data.dev_gain)} seeds; Spearman of a "
-        f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Positive gains: "
+        f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Mean gain: "
+        f"{np.nanmean(data.test_gain):.4f}, positive: "
         f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}. "
         "Gain of the best source by one seed's test scores, with the others: "
         "{:.4f} ({:.4f}, {:.4f}). ".format(*interval(data.gain_across_seeds()))
@@ -139,7 +140,8 @@ def popularity_holds(data: Measured) -> float:
     return float(spearmanr(on_dev, on_test).statistic)
 
 
-OURS = ("attributions, fitted", "attributions and probing, fitted", "all, fitted")
+ALONE, LOOK_AT_ALL = "attributions, nothing measured", "first look on dev"
+OURS = (ALONE, "attributions, fitted", "attributions and probing, fitted", "all, fitted")
 POPULAR_AGAIN, *AGAIN = (f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
 BASELINES = ("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation")
 
@@ -154,7 +156,8 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         ]
         printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
     console.print(printed)
-    against = [*baselines, *(x for x in (POPULAR_AGAIN, "random") if x in measured)]
+    others = (POPULAR_AGAIN, LOOK_AT_ALL, "random")
+    against = [*baselines, *(name for name in others if name in measured)]
     printed = Table("regret@1 less than that of", *against)
     for ours in (name for name in (*OURS, *AGAIN) if name in measured):
         differences = [
@@ -261,6 +264,21 @@ def draw(
     return savings_regret_curve(pd.concat(parts, ignore_index=True))
 
 
+def print_agreement(one: Measured, other: Measured, console: Console) -> None:
+    """Print whether two ways of transfer rank the sources of a target alike."""
+    gains = [data.test_gain.mean(axis=0) for data in (one, other)]
+    apart = ~np.eye(len(one.tasks), dtype=bool)
+    found = [
+        spearmanr(a[others], b[others]).statistic
+        for a, b, others in zip(*gains, apart, strict=True)
+    ]
+    console.print(
+        "Spearman of the two ways' gains: {:.2f} ({:.2f}, {:.2f}).".format(
+            *interval(np.array(found))
+        )
+    )
+
+
 def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:
     """Print regret at 83.5% saved, the time saved at a regret of 0.034, and one source kept."""
     columns = ("sources kept", "saved", "regret", "share kept")
@@ -301,6 +319,8 @@ def main() -> None:
     ending = "" if options.positives == 16 else f"-{options.positives}"
     transfers = pd.read_csv(options.transfers or HERE / f"transfers{ending}.csv")
     features = pd.read_csv(options.features or HERE / f"features{ending}.csv")
+    if options.figure and len(options.ways) * len(options.metrics) > 1:
+        parser.error("--figure is of one way and one metric: give one of --ways and --metrics.")
     console = Console(width=200)
     for way, metric, split in product(options.ways, options.metrics, options.splits):
         data = load(transfers, features, way, metric, split)
@@ -319,6 +339,10 @@ def main() -> None:
             if options.figure and split == "test":
                 rows = transfers[(transfers["way"] == way) | (transfers["source"] == NO_SOURCE)]
                 draw(rows, data, made, costs, metric).savefig(options.figure, dpi=110)
+    if len(options.ways) == 2:
+        for metric, split in product(options.metrics, options.splits):
+            one, other = (load(transfers, features, way, metric, split) for way in options.ways)
+            print_agreement(one, other, console)
 
 
 if __name__ == "__main__":
