@@ -9,26 +9,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from transfer_pruner import _moved  # noqa: F401
+
 if TYPE_CHECKING:
     from transfer_pruner.acquisition import suggest_pairs
     from transfer_pruner.attribution import embed
     from transfer_pruner.audit import AuditEstimate, estimate_audit
-    from transfer_pruner.embedding import (
-        TaskEmbedding,
-        TransferPrunerWarning,
-        load_embeddings,
-        save_embeddings,
-    )
-    from transfer_pruner.learning import LearningRule
-    from transfer_pruner.many import embed_many
+    from transfer_pruner.embedding import TaskEmbedding, load_embeddings, save_embeddings
+    from transfer_pruner.exceptions import TransferPrunerWarning
     from transfer_pruner.nearest import top_sources
     from transfer_pruner.pairs import pair_features
     from transfer_pruner.predictor import TransferPredictor
     from transfer_pruner.probes import probe_texts
-    from transfer_pruner.records import PairParams, TrialRecord
+    from transfer_pruner.records import TrialRecord
     from transfer_pruner.report import write_report
-    from transfer_pruner.rule import Decision, EliminationRule
+    from transfer_pruner.rule import Decision, EliminationRule, LearningRule
     from transfer_pruner.savings import Regret, Savings, estimate_savings, regret
+    from transfer_pruner.tasks import PairParams
+    from transfer_pruner.text import embed_many
     from transfer_pruner.transfers import transfers_from_records
 
 __version__ = "0.1.0"
@@ -64,17 +62,18 @@ _HOMES = {
     "acquisition": ("suggest_pairs",),
     "attribution": ("embed",),
     "audit": ("AuditEstimate", "estimate_audit"),
-    "embedding": ("TaskEmbedding", "TransferPrunerWarning", "load_embeddings", "save_embeddings"),
-    "learning": ("LearningRule",),
-    "many": ("embed_many",),
+    "embedding": ("TaskEmbedding", "load_embeddings", "save_embeddings"),
+    "exceptions": ("TransferPrunerWarning",),
     "nearest": ("top_sources",),
     "pairs": ("pair_features",),
     "predictor": ("TransferPredictor",),
     "probes": ("probe_texts",),
-    "records": ("PairParams", "TrialRecord"),
+    "records": ("TrialRecord",),
     "report": ("write_report",),
-    "rule": ("Decision", "EliminationRule"),
+    "rule": ("Decision", "EliminationRule", "LearningRule"),
     "savings": ("Regret", "Savings", "estimate_savings", "regret"),
+    "tasks": ("PairParams",),
+    "text": ("embed_many",),
     "transfers": ("transfers_from_records",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

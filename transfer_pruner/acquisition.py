@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from transfer_pruner.pairs import FloatArray, is_baseline, ordered_pairs, pair_columns
+from transfer_pruner.pairs import ordered_pairs, pair_columns
 from transfer_pruner.predictor import TransferPredictor
+from transfer_pruner.tasks import FloatArray, is_baseline
 
 
 def suggest_pairs(

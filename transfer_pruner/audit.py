@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from transfer_pruner.records import TrialRecord, python_strings
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.tasks import python_strings
 
 
 def check_fraction(fraction: float) -> float:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+from transfer_pruner.files import missing_sqlite, one_line, without_password
 
 if TYPE_CHECKING:
     from transfer_pruner.embedding import TaskEmbedding
@@ -236,7 +236,7 @@ def check_rule(directory: str | os.PathLike[str], tasks: Sequence[str]) -> list[
     tasks : sequence of str
         Those that are embedded; none if that is not known.
     """
-    from transfer_pruner.rule import EliminationRule
+    from transfer_pruner.rule.elimination import EliminationRule
 
     name = f"rule {directory}"
     try:
@@ -259,30 +259,6 @@ def check_rule(directory: str | os.PathLike[str], tasks: Sequence[str]) -> list[
         found = f"knows {_some(gone)}, without an embedding here"
         checks.append(Check(name, "warning", found, "embed them before the rule is fitted again"))
     return checks
-
-
-def missing_sqlite(uri: str) -> str | None:
-    """Name the file of an SQLite address, or a plain path, that is not there."""
-    if "://" not in uri:
-        return None if Path(uri).is_file() else uri
-    scheme, _, rest = uri.partition("://")
-    path = rest.partition("?")[0].removeprefix("/")
-    if scheme.partition("+")[0] != "sqlite" or path in ("", ":memory:") or "file:" in path:
-        return None
-    return None if Path(path).is_file() else path
-
-
-def without_password(uri: str) -> str:
-    """Blot the password out of an address."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
-
-
-def one_line(error: BaseException) -> str:
-    """Write an error on one line, without addresses' passwords."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    # SQLAlchemy's second line is the statement, and its last one an advertisement.
-    text = text.partition("\n[SQL:")[0].partition("\n(Background on this error")[0]
-    return without_password(" ".join(text.split()) or type(error).__name__)
 
 
 def _check_package(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,9 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from transfer_pruner.exceptions import TransferPrunerWarning as TransferPrunerWarning  # as in 0.1
+from transfer_pruner.files import write_atomically
 
 FORMAT = 1
 EXAMPLES = "examples/"
@@ -32,10 +34,6 @@ TOKENS = "tokens"
 """The signal that holds the attributions of the tokens that ``provenance["tokens"]`` names."""
 
 _SUFFIX = ".safetensors"
-
-
-class TransferPrunerWarning(UserWarning):
-    """Something was kept, skipped or left out; the message says what and how often."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,24 +219,6 @@ def read_provenance(file: Path) -> dict[str, Any]:
             return provenance
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(file)!r} is not a whole task embedding ({error}).") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it: there is the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; embeddings and rules are shared like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _encode(embedding: TaskEmbedding) -> bytes:

@@ -6,7 +6,6 @@ that do not match) is NaN: deciding what that means is left to the predictor and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,8 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from transfer_pruner.embedding import CHANGES, EXAMPLES, TaskEmbedding
-
-FloatArray = NDArray[np.float64]
+from transfer_pruner.tasks import FloatArray
+from transfer_pruner.tasks import is_baseline as is_baseline  # as in 0.1
 
 _TINY = 1e-12
 
@@ -48,13 +47,6 @@ def ordered_pairs(tasks: Sequence[str]) -> pd.DataFrame:
     """List every ordered pair of two different tasks, columns source and target."""
     rows = [(source, target) for target in tasks for source in tasks if source != target]
     return pd.DataFrame(rows, columns=["source", "target"], dtype=object)
-
-
-def is_baseline(source: object, target: object) -> bool:
-    """Whether a trial has no source: None, NaN, an empty string, or the target itself."""
-    if source is None or source == "" or source == target:
-        return True
-    return isinstance(source, float) and math.isnan(source)
 
 
 def cosine(a: ArrayLike, b: ArrayLike) -> float:

@@ -17,15 +17,11 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from transfer_pruner.embedding import TaskEmbedding, TransferPrunerWarning
-from transfer_pruner.pairs import (
-    FloatArray,
-    attribution_score,
-    pair_columns,
-    pair_features,
-    source_popularity,
-)
+from transfer_pruner.embedding import TaskEmbedding
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.pairs import attribution_score, pair_columns, pair_features, source_popularity
 from transfer_pruner.probability import probability_to_exceed
+from transfer_pruner.tasks import FloatArray
 
 Tasks = NDArray[np.object_]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from transfer_pruner.pairs import FloatArray
+from transfer_pruner.tasks import FloatArray
 
 
 def probability_to_exceed(

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from transfer_pruner.pairs import FloatArray, is_baseline, pair_columns
-from transfer_pruner.records import Source, TrialRecord
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.pairs import pair_columns
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.tasks import FloatArray, Source, is_baseline
 
 
 @dataclass(frozen=True)

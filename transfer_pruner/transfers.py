@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from transfer_pruner.records import TrialRecord, plain_source
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.tasks import plain_source
 
 COLUMNS = ("source", "target", "gain", "score", "baseline", "seconds")
 

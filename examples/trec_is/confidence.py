@@ -9,7 +9,7 @@ from rich.table import Table
 from scores import ATTRIBUTIONS, columns_of, fitted
 from table import Array, Measured, ranks
 
-from transfer_pruner.calibration import conformal_position, target_depths
+from transfer_pruner.rule.calibration import conformal_position, target_depths
 
 
 def print_reliability(data: Measured, console: Console, bins: int = 5) -> None:

@@ -32,8 +32,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from transfer_pruner import TaskEmbedding, pair_features, save_embeddings
 from transfer_pruner.attribution import embed_batches
+from transfer_pruner.attribution.methods import Batch, Scorer
 from transfer_pruner.pairs import cosine, ordered_pairs
-from transfer_pruner.sweep import Batch, Scorer
 from transfer_pruner.transferability import h_score, logme, null_corrected
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from transfer_pruner.audit import AuditEstimate, estimate_audit
-from transfer_pruner.records import TrialRecord, source_name
+from transfer_pruner.records import TrialRecord
 from transfer_pruner.savings import Savings, estimate_savings
+from transfer_pruner.tasks import source_name
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_mlflow.spool import Event, decode_record
 

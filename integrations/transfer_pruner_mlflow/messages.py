@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 
-from transfer_pruner.embedding import TransferPrunerWarning
+from transfer_pruner.exceptions import TransferPrunerWarning
 
 logger = logging.getLogger(__name__)
 

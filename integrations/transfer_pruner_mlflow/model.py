@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo

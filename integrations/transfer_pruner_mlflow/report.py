@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner_mlflow.ledger import Ledger
 from transfer_pruner_mlflow.messages import Messages
 
@@ -42,7 +42,7 @@ def write_report_files(
 def _write(
     ledger: Ledger, folder: Path, rule: EliminationRule | LearningRule | None
 ) -> dict[str, Path]:
-    from transfer_pruner.report import write_report
+    from transfer_pruner.report.page import write_report
 
     records, settings = ledger.records(), ledger.settings
     if not records:

@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
 
 
 class RuleModel(PythonModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import transfer_pruner
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 
 
 def rule_tags(rule: EliminationRule | LearningRule | None) -> dict[str, str]:

@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-from transfer_pruner.learning import LearningRule
 from transfer_pruner.records import TrialRecord
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.savings import Savings
 from transfer_pruner_mlflow.attach import attach
 from transfer_pruner_mlflow.energy import EnergyMeter

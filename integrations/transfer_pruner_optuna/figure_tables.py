@@ -15,10 +15,11 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams, TrialRecord
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.savings import estimate_savings
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import (
     check_objective,

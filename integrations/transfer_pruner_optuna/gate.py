@@ -27,9 +27,11 @@ from optuna.search_space import IntersectionSearchSpace, intersection_search_spa
 from optuna.trial import Trial, TrialState, create_trial
 
 from transfer_pruner.audit import check_fraction, is_audited
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import Outcome, PairParams, Recorder, TrialRecord, plain_source
-from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.records import Outcome, Recorder, TrialRecord
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes, record_study
 

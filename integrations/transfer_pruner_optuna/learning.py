@@ -15,10 +15,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.records import check_objective, transfers_from_trials
 
 _Finished = tuple[datetime, int]

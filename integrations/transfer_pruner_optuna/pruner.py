@@ -9,9 +9,9 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.trial import FrozenTrial
 
 from transfer_pruner.audit import check_fraction, is_audited
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes
 

@@ -11,8 +11,10 @@ import pandas as pd
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner.records import Outcome, PairParams, TrialRecord, plain_source
-from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.records import Outcome, TrialRecord
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner.transfers import transfers_from_records
 
 ELIMINATED = "transfer_pruner.eliminated"

@@ -32,11 +32,11 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.audit import check_fraction, is_audited
-from transfer_pruner.decisions import Decision
-from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import ELIMINATED, decision_attributes, record_study
 

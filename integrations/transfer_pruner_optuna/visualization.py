@@ -16,9 +16,9 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.figure_tables import (
     PAIR,
     Horizontal,

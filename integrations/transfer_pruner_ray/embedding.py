@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_pruner.checkpoints import Checkpoint
 from transfer_pruner.embedding import TaskEmbedding
-from transfer_pruner.many import Job, make_jobs, run_jobs
+from transfer_pruner.text.checkpoints import Checkpoint
+from transfer_pruner.text.store import Job, make_jobs, run_jobs
 
 try:
     import ray

@@ -14,8 +14,8 @@ from ray.tune.experiment import Trial
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.utils import flatten_dict
 
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_ray.space import Pair, PairSieve
 
 

@@ -17,10 +17,11 @@ from ray.tune.experiment import Trial
 from ray.tune.result import TIME_TOTAL_S
 from ray.tune.utils import flatten_dict
 
-from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams, TrialRecord, plain_source
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner.transfers import transfers_from_records
 
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from transfer_pruner.records import Outcome, PairParams, TrialRecord, plain_source
-from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.records import Outcome, TrialRecord
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner.transfers import transfers_from_records
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from transfer_pruner.audit import check_fraction, is_audited
-from transfer_pruner.decisions import Decision
-from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams
 
 try:
     from ray.air._internal.json import SafeFallbackEncoder

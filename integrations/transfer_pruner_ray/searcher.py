@@ -22,10 +22,12 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain
 from ray.tune.utils import flatten_dict
 
-from transfer_pruner.embedding import TransferPrunerWarning, write_atomically
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams, TrialRecord, plain_source
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.files import write_atomically
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_ray.space import Pair, PairSieve
 

@@ -20,10 +20,10 @@ from ray.tune.search.variant_generator import RecursiveDependencyError
 from ray.tune.utils import flatten_dict
 
 from transfer_pruner.audit import check_fraction, is_audited
-from transfer_pruner.embedding import TransferPrunerWarning
-from transfer_pruner.learning import LearningRule
-from transfer_pruner.records import PairParams, Source, plain_source, python_strings
-from transfer_pruner.rule import EliminationRule
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.tasks import PairParams, Source, plain_source, python_strings
 
 Pair = tuple[Source, str]
 _Path = tuple[str, ...]

@@ -24,9 +24,8 @@ from transfer_pruner.doctor import (
     check_storage,
     check_torch,
     check_tracking,
-    one_line,
-    without_password,
 )
+from transfer_pruner.files import one_line, without_password
 
 MakeEmbedding = Callable[..., TaskEmbedding]
 

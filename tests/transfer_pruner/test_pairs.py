@@ -16,11 +16,11 @@ from transfer_pruner.pairs import (
     correspondence,
     cosine,
     effective_rank,
-    is_baseline,
     linear_cka,
     ordered_pairs,
     source_popularity,
 )
+from transfer_pruner.tasks import is_baseline
 
 numbers = st.floats(-100, 100).filter(lambda x: x == 0 or abs(x) > 1e-3)
 matrices = arrays(np.float64, st.tuples(st.just(12), st.integers(1, 6)), elements=numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transfer_pruner import PairParams
-from transfer_pruner.records import plain_source, source_name
+from transfer_pruner.tasks import plain_source, source_name
 
 
 def test_a_pair_is_two_parameters_and_the_rest_are_hyperparameters() -> None:

@@ -7,7 +7,7 @@ try:
 except ImportError:
     sys.exit("the command line needs click and rich: pip install 'transfer-pruner[cli]'.")
 
-from transfer_pruner.cli import checks, rules, searches, tasks  # noqa: F401
-from transfer_pruner.cli.frame import main
+from transfer_pruner.cli import doctor, embed, rules, searches  # noqa: F401
+from transfer_pruner.cli.command import main
 
 __all__ = ["main"]

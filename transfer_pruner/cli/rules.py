@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from transfer_pruner.cli.frame import (
+from transfer_pruner.cli.command import (
     DIRECTORY,
     OUT_FILE,
     Answer,
@@ -122,8 +122,8 @@ def rank(rule_dir: Path, target: str | None, every: bool, top: int | None) -> An
     if (target is None) != every:
         raise click.UsageError("give --target, or --all for every target.")
     from transfer_pruner import EliminationRule
-    from transfer_pruner.explain import not_found
-    from transfer_pruner.ranking import ranked
+    from transfer_pruner.exceptions import not_found
+    from transfer_pruner.rule.ranking import ranked
 
     decisions = ranked(EliminationRule.load(rule_dir).table())
     targets = set(decisions["target"])
@@ -196,7 +196,7 @@ def explain(
     if figure is not None and embeddings_dir is None:
         raise click.UsageError("--figure draws layers: give --embeddings too.")
     from transfer_pruner import EliminationRule, load_embeddings
-    from transfer_pruner.explain import explain_pair
+    from transfer_pruner.explain.pair import explain_pair
 
     explanation = explain_pair(
         source,
@@ -214,7 +214,7 @@ def explain(
     if figure is not None:
         from io import BytesIO
 
-        from transfer_pruner.plotting_explanation import layer_figure
+        from transfer_pruner.plotting.explanation import layer_figure
 
         drawn = BytesIO()
         layer_figure(explanation).savefig(drawn, format=figure.suffix[1:] or "png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from transfer_pruner.cli.frame import (
+from transfer_pruner.cli.command import (
     DIRECTORY,
     OUT_FILE,
     Answer,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from transfer_pruner.records import TrialRecord
-    from transfer_pruner.rule import EliminationRule
+    from transfer_pruner.rule.elimination import EliminationRule
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def report(
     """Write what elimination saved and what it cost as one HTML file."""
     where = _Search(**search)
     with needing("plot", "report"):
-        from transfer_pruner.report import write_report
+        from transfer_pruner.report.page import write_report
     from transfer_pruner import EliminationRule, estimate_savings, load_embeddings
 
     rule = EliminationRule.load(rule_dir) if rule_dir else None
@@ -225,7 +225,7 @@ def sync(spool: Path | None, tracking_uri: str | None) -> Answer:
         from mlflow.exceptions import MlflowException
 
         from transfer_pruner_mlflow import sync as send
-    from transfer_pruner.doctor import one_line
+    from transfer_pruner.files import one_line
 
     try:
         sent = send(*([spool] if spool else []), tracking_uri=tracking_uri)
@@ -239,7 +239,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
     """Open a study to read it; nothing is created."""
     import optuna
 
-    from transfer_pruner.doctor import missing_sqlite, one_line, without_password
+    from transfer_pruner.files import missing_sqlite, one_line, without_password
 
     shown = without_password(storage)
     missing = missing_sqlite(storage)
@@ -249,7 +249,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
         opened = _storage(storage)
         return optuna.load_study(study_name=name, storage=opened)
     except KeyError:
-        from transfer_pruner.explain import not_found
+        from transfer_pruner.exceptions import not_found
 
         fail(not_found("--study", name, shown, optuna.get_all_study_names(opened)))
     except Exception as error:

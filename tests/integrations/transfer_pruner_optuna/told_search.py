@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from transfer_pruner import Decision, EliminationRule
-from transfer_pruner.records import PairParams
+from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna import gate, records_from_study
 
 SPACE = {

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from transfer_pruner import (
+    EliminationRule,
+    LearningRule,
+    TaskEmbedding,
+    TransferPredictor,
+    TransferPrunerWarning,
+)
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner.probability import probability_to_exceed
+
+TASKS = [f"t{i:02d}" for i in range(12)]
+PAIRS = ordered_pairs(TASKS)
+
+
+class Failing(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A regressor that cannot be fitted."""
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Failing:
+        raise RuntimeError("out of memory")
+
+
+def a_world(seed: int = 0) -> pd.DataFrame:
+    """Every ordered pair of twelve tasks in random order: good and bad sources, and noise."""
+    rng = np.random.default_rng(seed)
+    quality = dict(zip(TASKS, rng.permutation(np.linspace(-0.1, 0.1, len(TASKS))), strict=True))
+    gains = PAIRS["source"].map(quality) + rng.normal(0, 0.01, len(PAIRS))
+    return PAIRS.assign(gain=gains).sample(frac=1, random_state=seed, ignore_index=True)
+
+
+def n_eliminated(rule: EliminationRule) -> int:
+    return int(rule.table()["eliminated"].sum())
+
+
+def test_before_there_is_evidence_attributions_decide(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), start=0.6, refit_every=10)
+    by_attributions = EliminationRule.fraction(TransferPredictor(embeddings), 0.6).table()
+    one_target = transfers[transfers["target"] == "news"]
+    few = transfers[:9]
+    two_targets = transfers[transfers["target"].isin(["news", "advice"])]
+    assert len(two_targets) == 10
+    for measured in (None, transfers[:0], one_target, few, two_targets):
+        pd.testing.assert_frame_equal(rule.refitted(measured).table(), by_attributions)
+    assert rule.refitted(transfers).settings["transfers"] == 30
+
+
+def test_without_embeddings_every_pair_is_kept_at_first() -> None:
+    start = LearningRule(TransferPredictor(), pairs=PAIRS).refitted()
+    assert len(start) == len(PAIRS)
+    assert n_eliminated(start) == 0
+    assert start.decide("t00", "t01").reason.startswith("no embeddings, and too few transfers")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_is_eliminated_as_evidence_grows_and_the_best_stay(seed: int) -> None:
+    world = a_world(seed)
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    best = world.loc[world.groupby("target")["gain"].idxmax()]
+    best_pairs = list(zip(best["source"], best["target"], strict=True))
+    eliminated = []
+    for n_measured in (0, 40, 60, 100, 132):
+        refitted = rule.refitted(world[:n_measured])
+        eliminated.append(n_eliminated(refitted))
+        assert sum(refitted.decide(*pair).eliminated for pair in best_pairs) <= 1
+    assert eliminated == sorted(eliminated)
+    assert 0 == eliminated[0] < eliminated[1] < eliminated[4]
+    assert eliminated[4] > 0.7 * len(PAIRS)
+
+
+def test_a_pair_must_be_likely_to_exceed_what_the_target_has() -> None:
+    world = a_world()
+    predictor = TransferPredictor().fit(world, world["gain"])
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS, min_probability=0.1).refitted(world)
+    best = world.groupby("target")["gain"].max()
+    predicted = predictor.predict(PAIRS)
+    for (source, target), gain in zip(PAIRS.itertuples(index=False), predicted, strict=True):
+        bar = best[target]
+        exceeding = int((gain + predictor.residuals_ > bar).sum())
+        likely = (1 + exceeding) / (2 + len(world)) >= 0.1
+        decision = rule.decide(source, target)
+        is_best = world.query("source == @source and target == @target")["gain"].item() == bar
+        assert decision.eliminated == (not likely and not is_best)
+        assert decision.score == pytest.approx(gain)
+    expected = predictor.predict_proba(PAIRS)
+    told = [rule.decide(*pair).probability for pair in PAIRS.itertuples(index=False)]
+    np.testing.assert_allclose(told, expected)
+
+
+def test_where_nothing_helps_the_baseline_is_what_has_to_be_exceeded() -> None:
+    world = a_world()
+    world["gain"] -= 0.3
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world)
+    assert n_eliminated(rule) == len(PAIRS)
+    assert "exceeds the single-task baseline of t03 with probability 0.0075 (below 0.05)" in (
+        rule.decide("t00", "t03").reason
+    )
+
+
+def test_a_target_that_is_not_measured_keeps_its_best_scored_source() -> None:
+    world = a_world()
+    world["gain"] -= 0.3
+    measured = world[world["target"] != "t05"]
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(measured)
+    table = rule.table().query("target == 't05'")
+    assert rule.kept("t05") == [table.loc[table["score"].idxmax(), "source"]]
+    assert rule.kept("t06") == []
+    (kept,) = rule.kept("t05")
+    assert "rank 1 of 11 for a target not measured yet: kept" in rule.decide(kept, "t05").reason
+
+
+def test_the_best_measured_pair_is_kept_and_measurements_of_a_pair_are_averaged() -> None:
+    world = a_world()
+    target = world[world["target"] == "t05"].sort_values("gain")
+    worst, best = target["source"].iloc[0], target["source"].iloc[-1]
+    # Surprisingly good once and as bad as predicted twice: no more than 0.1 on average.
+    lucky = pd.DataFrame({"source": worst, "target": "t05", "gain": [0.5, -0.1, -0.1]})
+    world = world[(world["target"] != "t05") | (world["source"] != worst)]
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    averaged = rule.refitted(pd.concat([world, lucky.assign(gain=[0.3, -0.1, -0.1])]))
+    assert averaged.decide(worst, "t05").eliminated
+    assert averaged.decide(best, "t05").reason.startswith("the best of ")
+    surprising = rule.refitted(pd.concat([world, lucky[:1]]))
+    assert surprising.decide(worst, "t05").reason == (
+        "the best of 0.500 measured for t05: kept; learnt from 132 transfers"
+    )
+    assert surprising.kept("t05") == [worst]
+
+
+def test_a_decision_says_what_it_rests_on() -> None:
+    world = a_world()
+    best = world[world["target"] == "t03"]["gain"].max()
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world)
+    decision = next(
+        decision
+        for decision in (rule.decide(source, "t03") for source in TASKS)
+        if decision.eliminated
+    )
+    assert decision.reason.startswith(
+        f"predicted gain {decision.score:.3f}; exceeds the best of {best:.3f} measured for t03 with"
+        " probability 0.0"
+    )
+    assert decision.reason.endswith(" (below 0.05); learnt from 132 transfers")
+
+
+def test_equal_transfers_equal_decisions_whatever_was_asked_before(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    asked = LearningRule(TransferPredictor(embeddings))
+    for n in (0, 20, 25):
+        asked.refitted(transfers[:n])
+    fresh = LearningRule(TransferPredictor(embeddings))
+    travelled = pickle.loads(pickle.dumps(asked))  # noqa: S301
+    prints = {rule.refitted(transfers).fingerprint for rule in (asked, fresh, travelled)}
+    assert len(prints) == 1
+    assert asked.refitted(transfers[:25]).fingerprint not in prints
+    assert not hasattr(asked._predictor, "measured_")
+
+
+def test_nothing_but_measured_transfers_is_learnt_from() -> None:
+    world = a_world()[:60]
+    further = pd.DataFrame(
+        {
+            "source": ["t00", "t01", "t02", None, "t03"],
+            "target": ["t05", "t05", "t05", "t05", "t03"],
+            "gain": [np.nan, np.inf, -np.inf, 9.0, 9.0],
+        }
+    )
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    more = rule.refitted(pd.concat([world, further]))
+    assert more.fingerprint == rule.refitted(world).fingerprint
+
+
+def test_a_predictor_that_fails_keeps_every_pair_and_warns_once() -> None:
+    rule = LearningRule(TransferPredictor(regressor=Failing()), pairs=PAIRS)
+    with pytest.warns(TransferPrunerWarning, match="RuntimeError: out of memory") as warned:
+        refitted = [rule.refitted(a_world()[:n]) for n in (20, 40, 60)]
+    assert len(warned) == 1
+    assert [n_eliminated(each) for each in refitted] == [0, 0, 0]
+    assert len(refitted[0]) == len(PAIRS)
+    assert "every pair is kept" in refitted[0].decide("t00", "t01").reason
+
+
+def test_unknown_pairs_are_warned_about_once_in_a_search() -> None:
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    with pytest.warns(TransferPrunerWarning, match="does not know the pair 'gossip' -> 't00'"):
+        assert not rule.refitted().decide("gossip", "t00").eliminated
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not rule.refitted(a_world()).decide("t00", "gossip").eliminated
+    assert rule.unknown_pairs == {("gossip", "t00"), ("t00", "gossip")}
+
+
+def test_facts_of_pairs_are_learnt_from() -> None:
+    world = a_world()
+    rng = np.random.default_rng(1)
+    telling = world["gain"] + rng.normal(0, 0.001, len(world))
+    pairs = world[["source", "target"]].assign(logme=telling)
+    blind = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world[:60])
+    seeing = LearningRule(TransferPredictor(feature_columns=["logme"]), pairs=pairs)
+    assert n_eliminated(seeing.refitted(world[:60])) > n_eliminated(blind) + 10
+    # A transfers table has a column of that name by chance: the facts are those of pairs.
+    by_chance = world[:60].assign(logme=0.0)
+    assert seeing.refitted(by_chance).fingerprint == seeing.refitted(world[:60]).fingerprint
+
+
+def test_it_predicts_what_the_predictor_would_and_is_pickled_without_embeddings(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), refit_every=10)
+    learnt = rule.refitted(transfers).table()
+    predictor = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    np.testing.assert_allclose(learnt["score"], predictor.predict(learnt), rtol=1e-9)
+    content = pickle.dumps(rule)
+    assert b"TaskEmbedding" in pickle.dumps(embeddings)
+    assert b"TaskEmbedding" not in content
+    again = pickle.loads(content).refitted(transfers)  # noqa: S301
+    assert again.fingerprint == rule.refitted(transfers).fingerprint
+
+
+def test_the_predictors_own_column_names_will_do(embeddings: dict[str, TaskEmbedding]) -> None:
+    world = a_world()
+    named = TransferPredictor(source_column="aux", target_column="main")
+    columns = {"source": "aux", "target": "main"}
+    plain = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world)
+    for pairs in (PAIRS, PAIRS.rename(columns=columns)):
+        rule = LearningRule(named, pairs=pairs).refitted(world)
+        assert rule.fingerprint == plain.fingerprint
+
+
+@given(
+    st.lists(st.floats(-1, 1), max_size=20),
+    st.lists(st.floats(-1, 1), min_size=1, max_size=5),
+    st.floats(-1, 1),
+)
+def test_the_probability_counts_residuals(
+    residuals: list[float], predicted: list[float], threshold: float
+) -> None:
+    probability = probability_to_exceed([*predicted, np.nan], residuals, threshold)
+    assert np.isnan(probability[-1])
+    for value, gain in zip(probability, predicted, strict=False):
+        count = sum(gain - threshold > -residual for residual in residuals)
+        assert value == (1 + count) / (2 + len(residuals))
+
+
+def test_a_worker_that_only_decides_loads_no_scikit_learn() -> None:
+    code = (
+        "import sys, transfer_pruner.rule.learning; print({'sklearn', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_bad_parameters_stop_early(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    predictor = TransferPredictor(embeddings)
+    with pytest.raises(ValueError, match=r"start must be from 0 to below 1 but got 1\.0"):
+        LearningRule(predictor, start=1.0)
+    with pytest.raises(ValueError, match="min_probability must be from 0 to below 1 but got nan"):
+        LearningRule(predictor, min_probability=np.nan)
+    with pytest.raises(ValueError, match="refit_every must be a whole number from 1 but got 0"):
+        LearningRule(predictor, refit_every=0)
+    with pytest.raises(ValueError, match=r"min_targets must be a whole number .* got 2\.5"):
+        LearningRule(predictor, min_targets=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least two tasks but knows 0; pass pairs="):
+        LearningRule(TransferPredictor())
+    with pytest.raises(ValueError, match="pairs lacks 'size', which the predictor's feature_col"):
+        LearningRule(TransferPredictor(embeddings, feature_columns=["size"]))
+    with pytest.raises(ValueError, match="must not be fitted but learnt from 30 transfers"):
+        LearningRule(TransferPredictor(embeddings).fit(transfers, transfers["gain"]))
+    with pytest.raises(ValueError, match="predictor must be a TransferPredictor, not fitted, but"):
+        LearningRule(EliminationRule({}, {}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="transfers lacks the column 'gain'; it has: source, targ"):
+        LearningRule(predictor).refitted(transfers[["source", "target"]])
+    assert repr(LearningRule(predictor)) == (
+        "LearningRule(start=0.5, min_probability=0.05, refit_every=20, min_targets=3)"
+    )

@@ -1,0 +1,238 @@
+"""Attribute a model's output to the neurons of all requested layers.
+
+Conductance of all layers takes one sweep along the path from baseline to input, not one a layer.
+Captum is the reference that it must equal, and the way to every other method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from captum import attr
+from torch import Tensor, nn
+
+from transfer_pruner.attribution.outputs import select
+
+CAPTUM_METHODS = {
+    "deep_lift": attr.LayerDeepLift,
+    "gradient_shap": attr.LayerGradientShap,
+    "integrated_gradients": attr.LayerIntegratedGradients,
+}
+METHODS = ("conductance", "gradient_x_activation", *CAPTUM_METHODS)
+INPUTS = ""
+"""Beside the layers, under torch's name for the model itself: the attributions of the inputs.
+
+Given by the two methods that are ours, for batches that say which tokens their inputs embed.
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Probe examples that are attributed together.
+
+    Attributes
+    ----------
+    inputs, baseline : Tensor of shape (n, ...)
+        The two ends of the path.
+    extras : dict of str to Tensor
+        Further keyword arguments of the model, which stay the same along the path.
+    tokens : Tensor of shape (n, positions), optional
+        Which token stands where, for inputs that embed tokens.
+    """
+
+    inputs: Tensor
+    baseline: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
+
+    def first(self, n: int) -> Batch:
+        """Take the first n examples."""
+        extras = {name: value[:n] for name, value in self.extras.items()}
+        tokens = None if self.tokens is None else self.tokens[:n]
+        return Batch(self.inputs[:n], self.baseline[:n], extras, tokens)
+
+
+class Scorer(nn.Module):
+    """The model as a function of the attributed inputs alone, returning its output tensor."""
+
+    def __init__(self, model: nn.Module, inputs_name: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs_name = inputs_name
+        self.extras: dict[str, Tensor] = {}
+        self.summed = False
+
+    def forward(self, inputs: Tensor, *extras: Tensor) -> Tensor:
+        """Map inputs (n, ...) to outputs (n,) or (n, n_classes).
+
+        Outputs of each token are averaged over those that are not padding. Captum, which repeats
+        the inputs, hands the extras in as often repeated.
+        """
+        named = dict(zip(self.extras, extras, strict=True)) if extras else self.extras
+        if self.inputs_name is None:
+            output = first_tensor(self.model(inputs, **named))
+        else:
+            output = first_tensor(self.model(**{self.inputs_name: inputs}, **named))
+        if output.dim() == 3 and "attention_mask" in named:
+            mask = named["attention_mask"][:, :, None].to(output.dtype)
+            output = (output * mask).sum(dim=1) / mask.sum(dim=1)
+        return output.sum(dim=1) if self.summed else output
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Take the tensor out of what a module returned: itself, a tuple or a transformers output."""
+    logits = getattr(output, "logits", None)
+    tensor: Tensor = logits if logits is not None else output
+    return tensor[0] if isinstance(tensor, tuple) else tensor
+
+
+Attribute = Callable[
+    [Scorer, Mapping[str, nn.Module], Batch, int | Tensor | None], dict[str, Tensor]
+]
+
+
+def attribution_method(method: str | type, n_steps: int) -> Attribute:
+    """Find the function that attributes a batch to all layers, by name or by Captum class.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method.
+    """
+    if method == "conductance":
+        return partial(_conductance, n_steps=n_steps)
+    if method == "gradient_x_activation":
+        return _gradient_x_activation
+    captum_class = CAPTUM_METHODS.get(method) if isinstance(method, str) else method
+    if not isinstance(captum_class, type) or not hasattr(captum_class, "attribute"):
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)} or a layer attribution class of "
+            f"captum.attr but got {method!r}."
+        )
+    return partial(_by_captum, captum_class=captum_class, n_steps=n_steps)
+
+
+def _conductance(
+    scorer: Scorer,
+    modules: Mapping[str, nn.Module],
+    batch: Batch,
+    target: int | Tensor | None,
+    *,
+    n_steps: int,
+) -> dict[str, Tensor]:
+    """Sum over steps of gradient times change of activation, every layer in the same sweep.
+
+    The quadrature is that of `captum.attr.LayerConductance`: activations at the n_steps + 1
+    Gauss-Legendre nodes, gradients at the first n_steps.
+    """
+    nodes, _ = np.polynomial.legendre.leggauss(n_steps + 1)
+    conductance: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    before: dict[str, Tensor] = {}
+    for step, alpha in enumerate((nodes + 1) / 2):
+        point = batch.baseline + float(alpha) * (batch.inputs - batch.baseline)
+        activations, new_gradients = _sweep(
+            scorer, modules, point, target, step < n_steps, batch.tokens is not None
+        )
+        for layer, gradient in gradients.items():
+            # Of half-precision models too, the sum over steps is taken in float32 or better.
+            change = activations[layer] - before[layer]
+            part = gradient * change if change.dtype == torch.float64 else gradient.float() * change
+            conductance[layer] = conductance[layer] + part if layer in conductance else part
+        before, gradients = activations, new_gradients
+    return conductance
+
+
+def _gradient_x_activation(
+    scorer: Scorer, modules: Mapping[str, nn.Module], batch: Batch, target: int | Tensor | None
+) -> dict[str, Tensor]:
+    with_inputs = batch.tokens is not None
+    activations, gradients = _sweep(scorer, modules, batch.inputs, target, True, with_inputs)
+    return {layer: gradient * activations[layer] for layer, gradient in gradients.items()}
+
+
+def _sweep(
+    scorer: Scorer,
+    modules: Mapping[str, nn.Module],
+    point: Tensor,
+    target: int | Tensor | None,
+    with_gradients: bool,
+    with_inputs: bool,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Activations of all layers at a point and the output's gradients: one pass each way."""
+    point = point.detach().requires_grad_(with_gradients)
+    activations: dict[str, Tensor] = {INPUTS: point} if with_inputs else {}
+
+    def keep(layer: str, output: Any) -> Any:
+        tensor = first_tensor(output)
+        activations[layer] = tensor
+        # What follows in place, as nn.ReLU(inplace=True) does, must not change what was kept.
+        handed_on = tensor.clone()
+        return (handed_on, *output[1:]) if isinstance(output, tuple) else handed_on
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output))
+        for layer, module in modules.items()
+    ]
+    try:
+        with torch.set_grad_enabled(with_gradients):
+            score = select(scorer(point), target).sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients: tuple[Tensor, ...] = ()
+    if with_gradients:
+        gradients = torch.autograd.grad(score, list(activations.values()), allow_unused=True)
+    for layer, gradient in zip(activations, gradients, strict=False):
+        if gradient is None:
+            raise ValueError(
+                f"layers holds {layer!r}, from which no gradient reaches the output: leave it out."
+            )
+    kept = {layer: tensor.detach() for layer, tensor in activations.items()}
+    return kept, dict(zip(activations, gradients, strict=False))
+
+
+def _by_captum(
+    scorer: Scorer,
+    modules: Mapping[str, nn.Module],
+    batch: Batch,
+    target: int | Tensor | None,
+    *,
+    captum_class: type,
+    n_steps: int,
+) -> dict[str, Tensor]:
+    attributions = {}
+    accepted = inspect.signature(captum_class.attribute).parameters  # type: ignore[attr-defined]
+    extras = tuple(batch.extras.values()) or None
+    offered = {
+        "baselines": batch.baseline,
+        "n_steps": n_steps,
+        "additional_forward_args": extras,
+    }
+    options = {key: value for key, value in offered.items() if key in accepted}
+    for layer, module in modules.items():
+        attribution = captum_class(scorer, module)
+        with _seeded():
+            attributed = attribution.attribute(batch.inputs, target=target, **options)
+        attributions[layer] = first_tensor(attributed).detach()
+    return attributions
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Make methods that sample give the same embedding every time, and the user's seeds back."""
+    of_numpy = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)

@@ -1,0 +1,242 @@
+"""The command that embeds text tasks from saved models: embed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from transfer_pruner.cli.command import (
+    DIRECTORY,
+    FILE,
+    Answer,
+    answers,
+    command,
+    fail,
+    needing,
+    note,
+    terminal_table,
+)
+
+_METHODS = (
+    *("conductance", "gradient_x_activation"),
+    *("deep_lift", "gradient_shap", "integrated_gradients"),
+)
+_TARGETS = ("predicted", "sum")
+
+
+@command(
+    "transfer-pruner embed --model models/news --data texts.csv --name news --out embeddings/",
+    "transfer-pruner embed --model news=org/bert --model advice=bert/ --data texts.csv --out e/",
+    "transfer-pruner embed --models models/ --data texts.csv --out embeddings/",
+)
+@click.option(
+    "--model",
+    "given",
+    multiple=True,
+    metavar="[NAME=]DIR_OR_HUB_ID",
+    help="A saved classifier or PEFT adapter; repeat it for several, each with its NAME.",
+)
+@click.option("--name", help="The task, of a single --model.")
+@click.option(
+    "--models", "folder", type=DIRECTORY, help="Folder of models, each named as its task."
+)
+@click.option(
+    "--data",
+    required=True,
+    type=FILE,
+    help="Probe texts: CSV, TSV, Parquet, JSON lines or one text a line (.txt); no labels.",
+)
+@click.option("--text-column", default="text", show_default=True, help="Column of --data.")
+@click.option("--only", metavar="COLUMN=VALUE", help="Take the texts of one class only.")
+@click.option(
+    "--max-texts",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Take this many different texts, drawn with --seed: the same whatever the rows' order.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the texts drawn.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    type=click.Choice(_METHODS),
+    default="conductance",
+    show_default=True,
+    help=f"One of {', '.join(_METHODS)}.",
+)
+@click.option("--steps", type=int, default=8, show_default=True, help="Along the path.")
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
+@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
+@click.option(
+    "--target-class",
+    "targets",
+    multiple=True,
+    metavar="[NAME=]TARGET",
+    help="Logit to attribute: its number, predicted or sum; of the task NAME, or of all.",
+)
+@click.option("--layer", "layers", multiple=True, help="Module to attribute, instead of blocks.")
+@click.option("--device", help="As torch names it; left out, a GPU where there is one.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What the models compute in.",
+)
+@click.option("--out", required=True, type=DIRECTORY, help="Folder of the embeddings.")
+@answers
+def embed(
+    given: tuple[str, ...],
+    name: str | None,
+    folder: Path | None,
+    data: Path,
+    text_column: str,
+    only: str | None,
+    max_texts: int,
+    seed: int,
+    steps: int,
+    targets: tuple[str, ...],
+    layers: tuple[str, ...],
+    out: Path,
+    **settings: Any,
+) -> Answer:
+    """Embed text tasks by the attributions of their single-task models.
+
+    All tasks get the same probe texts. What is there already and has not changed is left alone: the
+    same command goes on where it was stopped.
+    """
+    from transfer_pruner.probes import probe_texts
+
+    models = _models(given, name, folder)
+    target = _targets(targets, models)
+    texts = probe_texts(data, column=text_column, only=_only(only), n=max_texts, seed=seed)
+    with needing("text", "embed"):
+        from transformers.utils.logging import disable_progress_bar
+
+        from transfer_pruner.text.store import embed_many
+    # One bar counts tasks; another for every model that is read would tear it apart.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    from transfer_pruner.doctor import compared
+    from transfer_pruner.embedding import embedding_file, load_embeddings, read_provenance
+    from transfer_pruner.files import one_line
+
+    files = {task: embedding_file(out, task) for task in models}
+    before = {task: _modified(file) for task, file in files.items()}
+    failed: dict[str, str] = {}
+    try:
+        embed_many(
+            models,
+            texts,
+            out,
+            n_steps=steps,
+            target=target,
+            layers=layers or None,
+            **settings,
+        )
+    except ExceptionGroup as group:
+        failed = {_task_of(error, models): one_line(error) for error in group.exceptions}
+    rows: list[dict[str, Any]] = []
+    for task, file in files.items():
+        if task in failed or not file.exists():
+            continue
+        provenance = read_provenance(file)
+        rows.append(
+            {
+                "task": task,
+                "layers": len(provenance.get("layers", ())),
+                "texts": provenance.get("n_probe"),
+                "seconds": round(float(provenance.get("seconds", 0.0)), 2),
+                "embedded": "now" if _modified(file) != before[task] else "before",
+                "file": str(file),
+            }
+        )
+    for task, why in failed.items():
+        note(f"Error: {task} could not be embedded: {why}")
+    unlike = compared(f"embeddings {out}", load_embeddings(out)) if rows else []
+    for check in unlike:
+        note(f"warning: {check.found}; {check.advice}.")
+    numbers = ("layers", "texts", "seconds")
+    columns = ["task", *numbers, "embedded"]
+    seconds = sum(row["seconds"] for row in rows)
+    text = f"{len(rows)} of {len(models)} tasks embedded in {out}, in {seconds:.1f} seconds."
+    return Answer(
+        {"out": out, "embeddings": rows, "failed": failed, "seconds": seconds},
+        [*([terminal_table(rows, columns, numbers)] if rows else []), text],
+        exit_code=int(bool(failed)),
+    )
+
+
+def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict[str, str]:
+    """Name the tasks and where their models are."""
+    models: dict[str, str] = {}
+    for model in given:
+        task, equals, where = model.partition("=")
+        if not equals or Path(model).is_dir():
+            if name is None or len(given) > 1:
+                raise click.UsageError(
+                    f"--model {model} needs the name of its task: write NAME={model}."
+                )
+            task, where = name, model
+        elif name is not None:
+            raise click.UsageError(f"--model {model} names its task: leave out --name.")
+        if task in models:
+            raise click.UsageError(f"two models are called {task!r}: give each task one name.")
+        if not task or not where:
+            raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
+        models[task] = where
+    if folder is not None:
+        files = ("config.json", "adapter_config.json")
+        saved = [path.parent for file in files for path in folder.glob(f"*/{file}")]
+        found = {path.name: str(path) for path in saved}
+        if not found:
+            fail(
+                f"--models {folder} holds no folder with a config.json or adapter_config.json: "
+                "see save_pretrained()."
+            )
+        twice = sorted(found.keys() & models.keys())
+        if twice:
+            raise click.UsageError(f"--models and --model both name {twice[0]!r}.")
+        models |= dict(sorted(found.items()))
+    if not models:
+        raise click.UsageError("give --model or --models.")
+    return models
+
+
+def _only(given: str | None) -> dict[str, str] | None:
+    if given is None:
+        return None
+    column, _, value = given.partition("=")
+    if not column or not value:
+        raise click.UsageError(f"--only {given} must be COLUMN=VALUE.")
+    return {column: value}
+
+
+def _targets(given: Sequence[str], models: Mapping[str, str]) -> Any:
+    """Read what to attribute: for all tasks, or of each that is named."""
+    targets: dict[str | None, int | str] = {}
+    for target in given:
+        task, equals, value = target.rpartition("=")
+        if not value.isdecimal() and value not in _TARGETS:
+            raise click.UsageError(
+                f"--target-class {target} must be [NAME=]NUMBER, predicted or sum."
+            )
+        if equals and task not in models:
+            raise click.UsageError(
+                f"--target-class {target} is of no model here; there are: {', '.join(models)}."
+            )
+        targets[task if equals else None] = int(value) if value.isdecimal() else value
+    for_all = targets.pop(None, None)
+    return {task: targets.get(task, for_all) for task in models}
+
+
+def _modified(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _task_of(error: Exception, tasks: Iterable[str]) -> str:
+    """Tell which task an error of `embed_many` is about: its note or its message names it."""
+    said = " ".join([*getattr(error, "__notes__", ()), str(error)])
+    return next((task for task in tasks if repr(task) in said), "a task")

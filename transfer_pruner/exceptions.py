@@ -1,0 +1,20 @@
+"""What the library tells its users when something is not as they think."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TransferPrunerWarning(UserWarning):
+    """Something was kept, skipped or left out that the user may not expect."""
+
+
+def not_found(what: str, name: str, where: str, known: Iterable[str], longest: int = 12) -> str:
+    """Say that a name is not there, which one may be meant, and which there are."""
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(name, names, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    there = ", ".join(names[:longest]) or "none"
+    return f"{what} {name!r} is not in {where}; it has: {there}{more}.{meant}"

@@ -1,0 +1,295 @@
+"""The rule that learns while the search runs: decisions as a function of measured transfers.
+
+What it must satisfy: the same transfers give the same decisions in every process and after every
+restart, whenever and however often they are asked for. So nothing is kept from one refit to the
+next, and what is known at any time is in the host's storage.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.pairs import pair_features
+from transfer_pruner.probability import probability_to_exceed
+from transfer_pruner.rule.decision import Decision
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.ranking import candidate_pairs, finite_or_nan, ranked, task_columns
+from transfer_pruner.tasks import is_baseline
+
+if TYPE_CHECKING:
+    from transfer_pruner.predictor import TransferPredictor
+
+_PAIR = ["source", "target"]
+
+
+class LearningRule:
+    r"""Eliminate by attributions first, and by what the search itself has measured later.
+
+    It makes an `EliminationRule` of the transfers measured so far. With little evidence that is
+    `EliminationRule.fraction` by attributions. With enough, a clone of the predictor learns from
+    them, and a pair s -> t is eliminated if
+
+    .. math:: P(g(s, t) > b(t)) < p, \quad b(t) = \max(0, \max_{s'} \bar g(s', t))
+
+    where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if it
+    hardly can be better than what the target has already. So more is eliminated as predictions
+    sharpen and as good pairs are found, and what a later refit thinks better of comes back. The
+    pair that is the target's best is kept, since its hyperparameters are still searched; of a
+    target without a measured transfer, the best-scored pair is kept. Ours.
+
+    Parameters
+    ----------
+    predictor : TransferPredictor
+        Not fitted. Without embeddings and `feature_columns` it learns from measured transfers only.
+    start : float in [0, 1)
+        Share of every target's sources that attributions eliminate before there is evidence. A
+        predictor without embeddings eliminates none.
+    min_probability : float in [0, 1)
+        p. Of n transfers, no probability is below 1 / (n + 2): 0.05 takes 19 transfers.
+    refit_every : int
+        Finished trials from one refit to the next, and the transfers that the first one takes.
+    min_targets : int
+        Targets with a measured transfer that the first refit takes. 1 for a search of a single
+        target; from 3 on probabilities are honest for targets that are not measured.
+    pairs : DataFrame, optional
+        The candidate pairs: columns source and target, and the predictor's `feature_columns`.
+        Every ordered pair of the predictor's tasks if left out.
+
+    Attributes
+    ----------
+    settings : dict of str to JSON values
+    unknown_pairs : set of (source, target)
+        Pairs that were asked for and not known, in this process, by all rules made here.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, the predictor is fitted, or `pairs` is needed and not given.
+    """
+
+    def __init__(
+        self,
+        predictor: TransferPredictor,
+        *,
+        start: float = 0.5,
+        min_probability: float = 0.05,
+        refit_every: int = 20,
+        min_targets: int = 3,
+        pairs: pd.DataFrame | None = None,
+    ) -> None:
+        if not hasattr(predictor, "fit"):
+            raise ValueError(
+                f"predictor must be a TransferPredictor, not fitted, but got {predictor!r}."
+            )
+        if hasattr(predictor, "measured_"):
+            raise ValueError(
+                f"predictor must not be fitted but learnt from {len(predictor.measured_)} "
+                "transfers: the rule fits clones to the search's own. Pass "
+                "sklearn.base.clone(predictor)."
+            )
+        if not 0 <= start < 1:
+            raise ValueError(
+                f"start must be from 0 to below 1 but got {start}; where every pair is eliminated, "
+                "nothing is measured to learn from."
+            )
+        if not 0 <= min_probability < 1:
+            raise ValueError(
+                f"min_probability must be from 0 to below 1 but got {min_probability}."
+            )
+        for parameter, value in (("refit_every", refit_every), ("min_targets", min_targets)):
+            if value < 1 or value != int(value):
+                raise ValueError(f"{parameter} must be a whole number from 1 but got {value}.")
+        self.min_probability = float(min_probability)
+        self.refit_every = int(refit_every)
+        self.min_targets = int(min_targets)
+        self.start = float(start)
+        self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
+        candidates = _candidates(predictor, pairs)
+        self._columns = task_columns(predictor)
+        self._pairs = list(candidates[self._columns].itertuples(index=False, name=None))
+        self._start_rule = self._ours(self._starting(predictor, candidates), {})
+        # What attributions say of the pairs stays the same: computed once, and kept instead of the
+        # embeddings, so that the rule is small where a host pickles it.
+        self._predictor, self._candidates = _tabulated(predictor, candidates)
+        self._warned = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the rule was made with, for provenance."""
+        names = ("start", "min_probability", "refit_every", "min_targets")
+        return {"rule": "learning", **{name: getattr(self, name) for name in names}}
+
+    def refitted(self, transfers: pd.DataFrame | None = None) -> EliminationRule:
+        """Make the rule that these transfers teach: equal transfers, equal decisions.
+
+        Parameters
+        ----------
+        transfers : DataFrame, optional
+            Columns source, target and gain; other columns are ignored, `feature_columns` are those
+            of `pairs`. A pair may stand more than once. Baselines, and gains that are NaN or
+            infinite, are left out. None measured if left out.
+
+        Returns
+        -------
+        EliminationRule
+            Its ``settings["transfers"]``, if there, is how many transfers it learnt from. If the
+            predictor fails it keeps every pair; the first failure warns.
+
+        Raises
+        ------
+        ValueError
+            If `transfers` lacks a column.
+        """
+        measured = _measured(transfers)
+        if len(measured) < self.refit_every or measured["target"].nunique() < self.min_targets:
+            return self._start_rule
+        try:
+            decisions = self._learnt(measured)
+        except Exception as error:
+            # Fail open, and not to the rule of the last refit: a process that has just started has
+            # none, and would decide otherwise than the others.
+            failure = f"{type(error).__name__}: {error}"
+            decisions = self._all_kept(f"the predictor failed and every pair is kept: {failure}")
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the predictor failed on {len(measured)} transfers and every pair is kept "
+                    f"until a refit succeeds: {failure}",
+                    TransferPrunerWarning,
+                    stacklevel=2,
+                )
+        return self._ours(EliminationRule(decisions, {}), {"transfers": len(measured)})
+
+    def _ours(self, rule: EliminationRule, more: dict[str, Any]) -> EliminationRule:
+        rule.settings = self.settings | more
+        # Shared, so that an unknown pair is warned about once in a search, not after each refit.
+        rule.unknown_pairs = self.unknown_pairs
+        return rule
+
+    def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
+        if predictor.embeddings:
+            return EliminationRule.fraction(predictor, self.start, pairs=pairs)
+        why = "no embeddings, and too few transfers to learn from: kept"
+        return EliminationRule(self._all_kept(why), {})
+
+    def _all_kept(self, reason: str) -> dict[tuple[str, str], Decision]:
+        return {pair: Decision(False, math.nan, math.nan, reason) for pair in self._pairs}
+
+    def _learnt(self, measured: pd.DataFrame) -> dict[tuple[str, str], Decision]:
+        # A worker that only decides loads no scikit-learn.
+        from sklearn.base import clone
+
+        columns = self._columns
+        known = measured.rename(columns=dict(zip(_PAIR, columns, strict=True)))
+        known = known.merge(self._candidates, on=columns, how="left")
+        fitted = clone(self._predictor).fit(known.drop(columns="gain"), known["gain"])
+        table = self._candidates[columns].set_axis(_PAIR, axis=1)
+        table["score"] = finite_or_nan(fitted.predict(self._candidates))
+        table["probability"] = probability_to_exceed(table["score"], fitted.residuals_)
+        table = ranked(table)
+        means = measured.groupby(_PAIR)["gain"].mean()
+        best = means.groupby("target").max()
+        table["best"] = table["target"].map(best)
+        table["chance"] = probability_to_exceed(
+            table["score"], fitted.residuals_, table["best"].fillna(0).clip(lower=0)
+        )
+        mean = table[_PAIR].join(means, on=_PAIR)["gain"]
+        table["is_best"] = (mean == table["best"]) & (mean > 0)
+        pairs = zip(table["source"], table["target"], strict=True)
+        rows = table.itertuples(index=False)
+        return {
+            pair: self._decision(row, len(measured)) for pair, row in zip(pairs, rows, strict=True)
+        }
+
+    def _decision(self, row: Any, n_transfers: int) -> Decision:
+        learnt = f"learnt from {n_transfers} transfers"
+        if math.isnan(row.score):
+            return Decision(False, math.nan, math.nan, f"no score: kept; {learnt}")
+        what = (
+            f"the best of {row.best:.3f} measured for {row.target}"
+            if row.best > 0
+            else f"the single-task baseline of {row.target}"
+        )
+        likely = row.chance >= self.min_probability
+        reason = (
+            f"predicted gain {row.score:.3f}; exceeds {what} with probability {row.chance:.2g} "
+            f"({'at least' if likely else 'below'} {self.min_probability:g})"
+        )
+        eliminated = False
+        if row.is_best:
+            reason = f"the best of {row.best:.3f} measured for {row.target}: kept"
+        elif math.isnan(row.best) and row.rank == 1:
+            reason += f"; rank 1 of {row.candidates} for a target not measured yet: kept"
+        else:
+            eliminated = not likely
+        return Decision(eliminated, row.score, row.probability, f"{reason}; {learnt}")
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")
+        return f"LearningRule({settings})"
+
+
+def _tabulated(
+    predictor: TransferPredictor, candidates: pd.DataFrame
+) -> tuple[TransferPredictor, pd.DataFrame]:
+    """Turn embeddings into columns of the candidate pairs: the predictor learns the same."""
+    from sklearn.base import clone
+
+    slim = clone(predictor)
+    if not predictor.embeddings:
+        return slim, candidates
+    source, target = task_columns(predictor)
+    features = pair_features(
+        candidates,
+        predictor.embeddings,
+        predictor.target_embeddings,
+        source=source,
+        target=target,
+    )
+    slim.set_params(
+        embeddings=None,
+        target_embeddings=None,
+        feature_columns=[*features.columns, *predictor.feature_columns],
+    )
+    return slim, pd.concat([candidates, features], axis=1)
+
+
+def _candidates(predictor: TransferPredictor, pairs: pd.DataFrame | None) -> pd.DataFrame:
+    """Take the candidate pairs once each, with the predictor's columns and no others."""
+    table = candidate_pairs(predictor, pairs)
+    columns = task_columns(predictor)
+    features = list(predictor.feature_columns)
+    missing = [feature for feature in features if feature not in table]
+    if missing:
+        raise ValueError(
+            f"pairs lacks {missing[0]!r}, which the predictor's feature_columns names: pass pairs= "
+            "with a value of it for every candidate pair."
+        )
+    keys = zip(*(table[column] for column in columns), strict=True)
+    ordered = table.loc[[not is_baseline(*key) for key in keys], [*columns, *features]]
+    return ordered.drop_duplicates(columns, ignore_index=True)
+
+
+def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
+    """Take what can be learnt from: source, target and a finite gain."""
+    columns = [*_PAIR, "gain"]
+    if transfers is None:
+        return pd.DataFrame(columns=columns)
+    missing = [column for column in columns if column not in transfers]
+    if missing:
+        raise ValueError(
+            f"transfers lacks the column {missing[0]!r}; it has: "
+            f"{', '.join(map(str, transfers.columns)) or 'none'}."
+        )
+    gains = transfers["gain"].to_numpy(dtype=float)
+    keys = zip(transfers["source"], transfers["target"], strict=True)
+    usable = np.isfinite(gains) & np.array([not is_baseline(*key) for key in keys], dtype=bool)
+    table: pd.DataFrame = transfers.loc[usable, columns].reset_index(drop=True)
+    return table.astype({"gain": float})
