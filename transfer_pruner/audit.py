@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,37 +9,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from transfer_pruner.records import TrialRecord
-from transfer_pruner.tasks import python_strings
-
-
-def check_fraction(fraction: float) -> float:
-    """Refuse an audit fraction that is no share.
-
-    Raises
-    ------
-    ValueError
-        If it is not from 0 to 1.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"audit_fraction must be from 0 to 1 but got {fraction}.")
-    return float(fraction)
-
-
-def is_audited(fraction: float, *key: object) -> bool:
-    """Draw whether an eliminated trial runs all the same: with probability `fraction`.
-
-    The draw is a hash of the key, so every worker, restart and replay draws alike.
-
-    Parameters
-    ----------
-    fraction : float in [0, 1]
-    *key
-        What names the trial: its search and its number, for one.
-    """
-    if fraction <= 0:
-        return False
-    digest = hashlib.sha256(repr(python_strings(key)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ Hosts differ in what a trial is; from here on they do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from transfer_pruner.tasks import PairParams as PairParams  # as in 0.1
-from transfer_pruner.tasks import Source
-from transfer_pruner.tasks import plain_source as plain_source
+from transfer_pruner.tasks import Source, plain_source, task_name
 from transfer_pruner.tasks import source_name as source_name
 
 Outcome = Literal["trained", "eliminated", "failed"]
@@ -43,6 +42,11 @@ class TrialRecord:
         Without source and target.
     audit : bool
         Whether the rule eliminated the pair and it ran all the same, to measure what is missed.
+    maximize : bool
+        Whether a higher value is better.
+
+    Source and target are named as `transfer_pruner.tasks.task_name` does; a source that is the
+    target is None.
     """
 
     number: int
@@ -56,6 +60,30 @@ class TrialRecord:
     reason: str = ""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     audit: bool = False
+    maximize: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", plain_source(self.source, self.target))
+        object.__setattr__(self, "target", str(task_name(self.target)))
+
+
+def is_maximizing(records: Iterable[TrialRecord], maximize: bool | None = None) -> bool:
+    """Whether a higher value is better: what was said, else what the records say.
+
+    Raises
+    ------
+    ValueError
+        If the records of one search disagree.
+    """
+    if maximize is not None:
+        return maximize
+    directions = {record.maximize for record in records}
+    if len(directions) > 1:
+        raise ValueError(
+            "records must be of one search, but some maximize and some minimize: read them apart, "
+            "or pass maximize=."
+        )
+    return directions != {False}
 
 
 class Recorder(Protocol):

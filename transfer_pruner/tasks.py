@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,44 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 Source = str | tuple[str, ...] | None
+SourceParam = str | Sequence[str] | Callable[[Mapping[str, Any]], Any]
+
+_SEVERAL = (list, tuple, set, frozenset)
+
+
+def task_name(task: object) -> str | None:
+    """Name a task as embeddings, rules and records do: by text.
+
+    Numbers by their digits, so that 3, ``np.int64(3)`` and the 3.0 that pandas makes of it are one
+    task; members of an Enum by their value; None, NaN and an empty string are no task.
+    """
+    if isinstance(task, Enum):
+        return task_name(task.value)
+    if isinstance(task, np.generic):
+        task = task.item()
+    if task is None or task == "" or (isinstance(task, float) and math.isnan(task)):
+        return None
+    if isinstance(task, float) and task.is_integer():
+        task = int(task)
+    return str(task)
 
 
 def is_baseline(source: object, target: object) -> bool:
     """Whether a trial has no source: None, NaN, an empty string, or the target itself."""
-    if source is None or source == "" or source == target:
-        return True
-    return isinstance(source, float) and math.isnan(source)
+    name = task_name(source)
+    return name is None or name == task_name(target)
+
+
+def plain_source(source: Any, target: Any) -> Source:
+    """None for the single-task baseline, else the source task, or several ordered by name."""
+    given = source if isinstance(source, _SEVERAL) else [source]
+    names = sorted({str(task_name(task)) for task in given if not is_baseline(task, target)})
+    return None if not names else names[0] if len(names) == 1 else tuple(names)
+
+
+def source_name(source: Source) -> str:
+    """Write a source, or several, in one cell of a table; nothing for the baseline."""
+    return " + ".join(source) if isinstance(source, tuple) else source or ""
 
 
 @dataclass(frozen=True)
@@ -27,9 +61,12 @@ class PairParams:
 
     Parameters
     ----------
-    source_param : str or sequence of str
+    source_param : str, sequence of str, or callable of a mapping
         Several for joint transfer, each with one of the trial's sources or none. A parameter's
-        value may also be a list or tuple of sources.
+        value may also be a list or tuple of sources. A pattern stands for a parameter of each
+        branch: ``source_{target}`` for the one that is called after the trial's target,
+        ``source_*`` for any that matches. A callable takes the trial's parameters and returns the
+        source, or raises KeyError where there is none.
     target_param : str
     target : str, optional
         The target task of a search over sources only.
@@ -40,7 +77,7 @@ class PairParams:
         If `source_param` names no parameter.
     """
 
-    source_param: str | Sequence[str] = "source"
+    source_param: SourceParam = "source"
     target_param: str = "target"
     target: str | None = None
 
@@ -50,60 +87,119 @@ class PairParams:
 
     @property
     def source_params(self) -> tuple[str, ...]:
-        """Names of the parameters that hold sources."""
+        """Names and patterns of the parameters that hold sources; none of a callable."""
         if isinstance(self.source_param, str):
             return (self.source_param,)
-        return tuple(self.source_param)
+        return () if callable(self.source_param) else tuple(self.source_param)
 
     @property
     def params(self) -> tuple[str, ...]:
-        """Names of the parameters that make the pair, the target's last."""
+        """Names and patterns of the parameters that make the pair, the target's last."""
         if self.target is not None:
             return self.source_params
         return (*self.source_params, self.target_param)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether `params` are names, known without a trial: no pattern and no callable."""
+        return not callable(self.source_param) and not any(map(_is_pattern, self.source_params))
+
     def is_in(self, params: Mapping[str, Any]) -> bool:
         """Whether the parameters hold the pair."""
-        return all(name in params for name in self.params)
+        return self._values(params) is not None
 
-    def __call__(self, params: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Take (source, target) from a trial's parameters; several sources are a tuple."""
-        target = self.target if self.target is not None else params[self.target_param]
-        values = [params[name] for name in self.source_params]
-        if len(values) == 1 and not isinstance(values[0], (list, tuple, set, frozenset)):
-            return values[0], target
-        several = [
-            source
-            for value in values
-            for source in (value if isinstance(value, (list, tuple, set, frozenset)) else [value])
-        ]
-        return several_sources(several, target), target
+    def names_in(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the parameters that make a trial's pair, the target's last; none if it has none."""
+        found = self._values(params)
+        if found is None:
+            return ()
+        return (*found, self.target_param) if self.target is None else tuple(found)
+
+    def __call__(self, params: Mapping[str, Any]) -> tuple[Source, str]:
+        """Take (source, target) from a trial's parameters: None for the single-task baseline.
+
+        Raises
+        ------
+        KeyError
+            If the parameters hold no pair.
+        """
+        values = self._values(params)
+        if values is None:
+            raise KeyError(self.lacking(params))
+        target = self._target(params)
+        sources = [one for value in values.values() for one in _parts(value)]
+        return plain_source(sources, target), str(task_name(target))
 
     def hyperparameters(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Take everything but the pair."""
-        return {name: value for name, value in params.items() if name not in self.params}
+        pair = set(self.names_in(params)) or set(self.params)
+        return {name: value for name, value in params.items() if name not in pair}
+
+    def lacking(self, params: Mapping[str, Any]) -> str:
+        """Say that the parameters hold no pair, and what to do."""
+        wanted = " and ".join(map(repr, self.params)) or "what source_param reads"
+        return (
+            f"no {wanted} among the parameters; there are: {', '.join(map(str, params)) or 'none'}."
+            " Name them with source_param= and target_param=."
+        )
+
+    def _target(self, params: Mapping[str, Any]) -> Any:
+        return self.target if self.target is not None else params[self.target_param]
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Find the parameters that hold sources, by name; None if one is missing."""
+        if self.target is None and self.target_param not in params:
+            return None
+        if callable(self.source_param):
+            watched = _Watched(params)
+            try:
+                source = self.source_param(watched)
+            except KeyError:
+                return None
+            read = [name for name in dict.fromkeys(watched.read) if name != self.target_param]
+            # All that was read makes the pair; the first stands for its value.
+            return {name: source if i == 0 else None for i, name in enumerate(read or [""])}
+        found: dict[str, Any] = {}
+        for wanted in self.source_params:
+            names = self._matching(wanted, params)
+            if not names:
+                return None
+            found |= {name: params[name] for name in names}
+        return found
+
+    def _matching(self, wanted: str, params: Mapping[str, Any]) -> list[str]:
+        if wanted in params:
+            return [wanted]
+        if "{target}" in wanted:
+            wanted = wanted.replace("{target}", str(task_name(self._target(params))))
+            return [wanted] if wanted in params else []
+        if not _is_pattern(wanted):
+            return []
+        return [name for name in params if fnmatchcase(name, wanted) and name != self.target_param]
 
 
-def several_sources(sources: Iterable[Any], target: Any) -> Any:
-    """Name the distinct sources of a joint trial in order; one alone as itself, none as None."""
-    distinct = sorted({s for s in sources if not is_baseline(s, target)}, key=str)
-    return None if not distinct else distinct[0] if len(distinct) == 1 else tuple(distinct)
+class _Watched(dict[str, Any]):
+    """A trial's parameters that remember which of them were read."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        self.read: list[str] = []
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        self.read.append(name)
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
-def plain_source(source: Any, target: Any) -> Source:
-    """None for the single-task baseline, else the source task or tasks."""
-    if isinstance(source, tuple):
-        source = several_sources(source, target)
-    return None if is_baseline(source, target) else source
+def _is_pattern(name: str) -> bool:
+    return "{target}" in name or re.search(r"[*?\[]", name) is not None
 
 
-def python_strings(value: Any) -> Any:
-    """Turn the strings of numpy, which some search algorithms make, into those of Python."""
-    if isinstance(value, tuple):
-        return tuple(map(python_strings, value))
-    return str(value) if isinstance(value, str) else value
-
-
-def source_name(source: Source) -> str:
-    """Write a source, or several, in one cell of a table; nothing for the baseline."""
-    return " + ".join(source) if isinstance(source, tuple) else source or ""
+def _parts(value: Any) -> Iterator[Any]:
+    yield from value if isinstance(value, _SEVERAL) else [value]

@@ -26,11 +26,11 @@ from optuna.distributions import (
 from optuna.search_space import IntersectionSearchSpace, intersection_search_space
 from optuna.trial import Trial, TrialState, create_trial
 
-from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.records import Outcome, Recorder, TrialRecord
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import check_fraction, is_audited
 from transfer_pruner.tasks import PairParams, plain_source
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes, record_study
@@ -166,7 +166,7 @@ class _Gate:
         decision = rule.decide(source, target)
         # A trial that died and is run again brings its attributes along, with another number.
         drawn = AUDIT in trial.user_attrs or is_audited(
-            self._audit_fraction, trial.number, source, target
+            self._audit_fraction, trial.study.study_name, trial.number, source, target
         )
         return decision, decision.eliminated and drawn
 

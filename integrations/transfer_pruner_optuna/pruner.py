@@ -8,9 +8,9 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import check_fraction, is_audited
 from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes
@@ -72,7 +72,7 @@ class TransferPruner(BasePruner):
         if ELIMINATED not in trial.user_attrs:
             source, target = self._pair_of(trial.params)
             decision = self._rule_of_now(study).decide(source, target)
-            drawn = is_audited(self._audit_fraction, trial.number, source, target)
+            drawn = is_audited(self._audit_fraction, study.study_name, trial.number, source, target)
             marks = decision_attributes(decision, decision.eliminated and drawn)
             for key, value in marks.items():
                 # Optuna hands pruners a frozen trial, on which no public call can write.

@@ -31,11 +31,11 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import check_fraction, is_audited
 from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.learning import RuleOfNow
 from transfer_pruner_optuna.records import ELIMINATED, decision_attributes, record_study
@@ -320,7 +320,7 @@ class TransferSampler(BaseSampler):
         return Decision(False, math.nan, math.nan, f"the rule failed: kept; {failure}")
 
     def _is_audited(self, trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
-        return is_audited(self._audit_fraction, trial.number, *self._pair_of(params))
+        return is_audited(self._audit_fraction, "", trial.number, *self._pair_of(params))
 
     def _is_ours(self, distributions: Mapping[str, BaseDistribution]) -> bool:
         """Whether there is a pair, of tasks and not of numbers."""

@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import check_fraction, is_audited
 from transfer_pruner.tasks import PairParams
 
 try:
@@ -274,7 +274,7 @@ class TransferScheduler(TrialScheduler):
             decision = self._rule.decide(source, target)
             if not decision.eliminated:
                 return None
-            audit = is_audited(self._audit_fraction, trial.trial_id, source, target)
+            audit = is_audited(self._audit_fraction, "", trial.trial_id, source, target)
         except Exception as error:
             self._warn("decide", f"the rule failed on {trial}, which is kept: {error!r}")
             return None

@@ -19,11 +19,11 @@ from ray.tune.search.sample import Categorical, Domain
 from ray.tune.search.variant_generator import RecursiveDependencyError
 from ray.tune.utils import flatten_dict
 
-from transfer_pruner.audit import check_fraction, is_audited
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.tasks import PairParams, Source, plain_source, python_strings
+from transfer_pruner.rule.verdict import check_fraction, is_audited
+from transfer_pruner.tasks import PairParams, Source, plain_source
 
 Pair = tuple[Source, str]
 _Path = tuple[str, ...]
@@ -174,10 +174,10 @@ class PairSieve:
                     stacklevel=3,
                 )
             return None
-        source, target = map(python_strings, self.pair_of(config))
+        source, target = self.pair_of(config)
         if not self.rule.decide(source, target).eliminated:
             return None
-        if is_audited(self.audit_fraction, source, target):
+        if is_audited(self.audit_fraction, "", "", source, target):
             return None
         pair = plain_source(source, target), target
         self.eliminated[pair] += 1

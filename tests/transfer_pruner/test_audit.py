@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_pruner import AuditEstimate, TrialRecord, estimate_audit
-from transfer_pruner.audit import check_fraction, is_audited, share_interval
+from transfer_pruner.audit import share_interval
 
 
 def kept(value: float, target: str = "t") -> TrialRecord:
@@ -19,31 +19,6 @@ def kept(value: float, target: str = "t") -> TrialRecord:
 
 def audited(value: float, target: str = "t") -> TrialRecord:
     return TrialRecord(0, "e", target, "trained", 2.0, value, audit=True)
-
-
-def test_the_draw_is_the_same_everywhere_and_takes_its_share() -> None:
-    drawn = [is_audited(0.1, number, "a", "b") for number in range(20_000)]
-    assert drawn == [is_audited(0.1, number, "a", "b") for number in range(20_000)]
-    assert pytest.approx(np.mean(drawn), abs=4 * math.sqrt(0.09 / 20_000)) == 0.1
-
-
-@given(st.integers(), st.text(), st.text())
-def test_nothing_and_everything_are_shares_too(number: int, source: str, target: str) -> None:
-    assert not is_audited(0, number, source, target)
-    assert is_audited(1, number, source, target)
-
-
-def test_numpys_strings_draw_as_pythons_do() -> None:
-    for number in range(50):
-        assert is_audited(0.5, number, np.str_("a"), (np.str_("b"), "c")) == is_audited(
-            0.5, number, "a", ("b", "c")
-        )
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
-def test_what_is_no_share_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="audit_fraction must be from 0 to 1 but got"):
-        check_fraction(fraction)
 
 
 def test_a_false_elimination_beats_every_kept_trial_of_its_target() -> None:

@@ -30,7 +30,7 @@ from transfer_pruner.rule.ranking import (
     ranked,
     ranked_candidates,
 )
-from transfer_pruner.tasks import is_baseline
+from transfer_pruner.tasks import is_baseline, task_name
 
 __all__ = ["Decision", "EliminationRule", "Predictor"]
 
@@ -60,7 +60,10 @@ class EliminationRule:
     def __init__(
         self, decisions: Mapping[tuple[str, str], Decision], settings: Mapping[str, Any]
     ) -> None:
-        self._decisions = dict(decisions)
+        self._decisions = {
+            (str(task_name(source)), str(task_name(target))): decision
+            for (source, target), decision in decisions.items()
+        }
         self.settings = dict(settings)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
 
@@ -301,9 +304,8 @@ class EliminationRule:
             return self._decide_jointly(source, target)
         if is_baseline(source, target):
             return _BASELINE
-        if not isinstance(source, Hashable) or not isinstance(target, Hashable):
-            source, target = repr(source), repr(target)
-        decision = self._decisions.get((source, target))  # type: ignore[arg-type]
+        source, target = str(task_name(source)), str(task_name(target))
+        decision = self._decisions.get((source, target))
         if decision is not None:
             return decision
         if not self.unknown_pairs:
@@ -406,6 +408,11 @@ class EliminationRule:
                 stacklevel=3,
             )
         return looks
+
+    def keeps_any(self, target: str | None = None) -> bool:
+        """Whether some pair, of the target if one is named, is kept, or none is known."""
+        known = [d for (_, to), d in self._decisions.items() if target is None or to == target]
+        return not known or not all(decision.eliminated for decision in known)
 
     def kept(self, target: str) -> list[str]:
         """Name the sources that are kept for a target, the best-scored first."""

@@ -25,9 +25,9 @@ from ray.tune.experiment import Experiment
 from ray.tune.search import BasicVariantGenerator
 
 from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
-from transfer_pruner.audit import is_audited
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.generator import TransferVariantGenerator
 
 TASKS = ["a", "b", "c"]
@@ -69,7 +69,7 @@ def made_by(
 def keeps(config: dict[str, Any], fraction: float = 0.0) -> bool:
     source, target = config["source"], config["target"]
     eliminated = ONLY_A_HELPS.decide(source, target).eliminated
-    return not eliminated or is_audited(fraction, source, target)
+    return not eliminated or is_audited(fraction, "", "", source, target)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

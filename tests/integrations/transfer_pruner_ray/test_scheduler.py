@@ -37,9 +37,9 @@ from ray.tune.schedulers import (
 )
 
 from transfer_pruner import LearningRule, PairParams, TransferPredictor, TransferPrunerWarning
-from transfer_pruner.audit import is_audited
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.learning import RuleOfNow
 from transfer_pruner_ray.records import AUDIT, ELIMINATED, PROBABILITY, REASON, SCORE
 from transfer_pruner_ray.scheduler import TransferScheduler
@@ -468,7 +468,7 @@ def test_audit_trials_run_and_are_drawn_alike_after_a_restore(run: Run, tmp_path
     drawn = {
         t.trial_id
         for t in trials
-        if is_audited(0.3, t.trial_id, t.config["source"], t.config["target"])
+        if is_audited(0.3, "", t.trial_id, t.config["source"], t.config["target"])
     }
     assert audited == drawn == set(search.trained)
     assert search.ids - drawn == search.eliminated

@@ -34,9 +34,9 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 
 from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
-from transfer_pruner.audit import is_audited
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.searcher import TransferSearcher
 
 TASKS = ["a", "b", "c"]
@@ -134,7 +134,7 @@ def test_decisions_are_those_of_the_rule_and_of_the_audit(
     rule = EliminationRule({p: Decision(p in eliminated, 0.5, 0.5, "") for p in PAIRS}, {})
     # Random search asks the same whatever it is told, so that all of its asks are known.
     asked = pairs_of(search(OptunaSearch(sampler=RandomSampler(seed)), 30))
-    dropped = {p for p in eliminated if not is_audited(fraction, *p)}
+    dropped = {p for p in eliminated if not is_audited(fraction, "", "", *p)}
     kept = [pair for pair in asked if pair not in dropped]
     searcher = TransferSearcher(
         OptunaSearch(sampler=RandomSampler(seed)), rule, audit_fraction=fraction

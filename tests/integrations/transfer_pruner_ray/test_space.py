@@ -26,9 +26,9 @@ from ray.tune.search.variant_generator import generate_variants
 from ray.tune.utils import flatten_dict
 
 from transfer_pruner import LearningRule, PairParams, TransferPredictor, TransferPrunerWarning
-from transfer_pruner.audit import is_audited
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.space import eliminated_pairs, filter_param_space
 
 NEWEST = tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 60)
@@ -69,7 +69,7 @@ def kept(
     def keeps(config: dict[str, Any]) -> bool:
         source, target = pair_of(config)
         eliminated = rule.decide(source, target).eliminated
-        return not eliminated or is_audited(audit, source, target)
+        return not eliminated or is_audited(audit, "", "", source, target)
 
     return [config for config in configs if not pair_of.is_in(config) or keeps(config)]
 

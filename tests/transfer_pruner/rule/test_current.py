@@ -1,0 +1,114 @@
+"""The rule of now is a function of what has finished, whoever asks and however often."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfer_pruner import (
+    EliminationRule,
+    LearningRule,
+    TransferPredictor,
+    TransferPrunerWarning,
+    TrialRecord,
+)
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner.rule.current import CurrentRule, Finished
+
+TASKS = ("a", "b", "c")
+
+
+def learning(refit_every: int = 3) -> LearningRule:
+    return LearningRule(
+        TransferPredictor(), pairs=ordered_pairs(TASKS), refit_every=refit_every, min_targets=1
+    )
+
+
+def finished(number: int, source: str | None, value: float, length: float = 0) -> Finished:
+    record = TrialRecord(number, source, "c", "trained", 1.0, value)
+    return Finished((number,), record, length)
+
+
+SEARCH = [
+    finished(number, source, value)
+    for number, (source, value) in enumerate(
+        [(None, 0.5), ("a", 0.6), ("b", 0.4), (None, 0.5), ("a", 0.7), ("b", 0.3), ("a", 0.65)] * 2
+    )
+]
+
+
+def rule_after(trials: Sequence[Finished], current: CurrentRule | None = None) -> EliminationRule:
+    return (current or CurrentRule(learning()))("search", trials)
+
+
+def test_a_rule_that_does_not_learn_is_the_rule() -> None:
+    rule = learning().refitted()
+    assert CurrentRule(rule)("search", SEARCH) is rule
+    assert not CurrentRule(rule).learns
+
+
+@pytest.mark.parametrize("wrong", ["rule/", None, TransferPredictor(), EliminationRule])
+def test_what_is_no_rule_is_refused_when_it_is_given(wrong: object) -> None:
+    with pytest.raises(ValueError, match="rule must be an EliminationRule or a LearningRule"):
+        CurrentRule(wrong)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.permutations(SEARCH), st.lists(st.integers(0, len(SEARCH)), max_size=4))
+def test_it_does_not_matter_when_and_in_which_order_trials_become_visible(
+    seen: list[Finished], cuts: list[int]
+) -> None:
+    current = CurrentRule(learning())
+    start = 0
+    for cut in sorted(cuts):
+        current("search", seen[start:cut])
+        start = cut
+    late = rule_after(seen[start:], current)
+    assert late.fingerprint == rule_after(SEARCH).fingerprint
+
+
+def test_it_learns_in_whole_steps_only() -> None:
+    current = CurrentRule(learning())
+    rules = [current("search", [trial]) for trial in SEARCH]
+    changed = [n + 1 for n in range(1, len(rules)) if rules[n] is not rules[n - 1]]
+    # Three transfers are the fewest that teach anything, and the first three trials hold two.
+    assert changed == [6, 9, 12]
+
+
+def test_each_search_learns_for_itself_and_is_forgotten_alone() -> None:
+    current = CurrentRule(learning())
+    learnt = current("one", SEARCH)
+    assert current("two", []).fingerprint == current.first.fingerprint
+    current.forget("one")
+    assert current("one", []).fingerprint == current.first.fingerprint
+    assert current("one", SEARCH).fingerprint == learnt.fingerprint
+
+
+def test_only_the_longest_count_where_others_were_stopped() -> None:
+    short = [finished(100 + n, "a", 0.0, length=1) for n in range(9)]
+    long = [Finished(trial.order, trial.record, 2.0) for trial in SEARCH]
+    expected = rule_after(SEARCH).fingerprint
+    for trials in (short + long, long + short, [*long[:4], *short, *long[4:]]):
+        current = CurrentRule(learning(), longest_only=True)
+        assert rule_after(trials, current).fingerprint == expected
+
+
+def test_without_baselines_it_goes_on_by_attributions_and_says_so_once() -> None:
+    current = CurrentRule(learning())
+    transfers = [trial for trial in SEARCH if trial.record.source]
+    with pytest.warns(TransferPrunerWarning, match="has learnt nothing from .* finished trials"):
+        rule = current("search", transfers[:3])
+    assert rule.fingerprint == current.first.fingerprint
+    current("search", transfers[3:6])
+
+
+def test_a_copy_starts_anew() -> None:
+    current = CurrentRule(learning())
+    learnt = current("search", SEARCH)
+    copy = pickle.loads(pickle.dumps(current))  # noqa: S301
+    assert copy("search", SEARCH).fingerprint == learnt.fingerprint
+    assert copy.fingerprint == current.fingerprint
