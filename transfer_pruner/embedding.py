@@ -242,7 +242,10 @@ def _decode(path: Path) -> TaskEmbedding:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["transfer_pruner"])
+            about = file.metadata() or {}
+            if "transfer_pruner" not in about:
+                raise _ForeignFileError
+            header = json.loads(about["transfer_pruner"])
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
             # safetensors orders tensors by size: the header keeps the model's order of layers.
@@ -252,8 +255,17 @@ def _decode(path: Path) -> TaskEmbedding:
                 signals={key: file.get_tensor(f"signals/{key}") for key in header["signals"]},
                 provenance=header["provenance"],
             )
+    except _ForeignFileError:
+        raise ValueError(
+            f"{str(path)!r} is no task embedding but a file of something else, such as a model: "
+            "leave it there, and name the folder that the task embeddings were written to."
+        ) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(path)!r} is not a whole task embedding ({error}): delete it and embed the task "
             "again."
         ) from error
+
+
+class _ForeignFileError(Exception):
+    """A file that is whole and none of ours."""

@@ -10,19 +10,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from transfer_pruner.correspondence import copies_of_one_encoder as copies_of_one_encoder
+from transfer_pruner.correspondence import correspondence as correspondence  # as in 0.1
 from transfer_pruner.embedding import CHANGES, EXAMPLES, TaskEmbedding
-from transfer_pruner.tasks import FloatArray
-from transfer_pruner.tasks import is_baseline as is_baseline  # as in 0.1
-
-_TINY = 1e-12
+from transfer_pruner.similarity import TINY, centred, unit_gram
+from transfer_pruner.similarity import containment as containment  # as in 0.1, and below
+from transfer_pruner.similarity import cosine as cosine
+from transfer_pruner.similarity import effective_rank as effective_rank
+from transfer_pruner.similarity import linear_cka as linear_cka
+from transfer_pruner.tasks import FloatArray, task_name
+from transfer_pruner.tasks import is_baseline as is_baseline
 
 
 def pair_columns(
     pairs: pd.DataFrame, source: str = "source", target: str = "target"
 ) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """Take the two task columns out of a table of pairs.
+    """Take the two task columns out of a table of pairs, as names; None where there is no task.
 
     Raises
     ------
@@ -40,55 +45,20 @@ def pair_columns(
             f"pairs lacks the column {missing[0]!r}; it has: "
             f"{', '.join(map(str, pairs.columns)) or 'none'}."
         )
-    return pairs[source].to_numpy(dtype=object), pairs[target].to_numpy(dtype=object)
+    return _names(pairs[source]), _names(pairs[target])
+
+
+def _names(column: pd.Series) -> NDArray[np.object_]:
+    codes, tasks = pd.factorize(column)
+    # Missing ones have the code -1. Several sources stay a tuple.
+    names = [*(task if isinstance(task, tuple) else task_name(task) for task in tasks), None]
+    return np.fromiter(names, dtype=object, count=len(names))[codes]
 
 
 def ordered_pairs(tasks: Sequence[str]) -> pd.DataFrame:
     """List every ordered pair of two different tasks, columns source and target."""
     rows = [(source, target) for target in tasks for source in tasks if source != target]
     return pd.DataFrame(rows, columns=["source", "target"], dtype=object)
-
-
-def cosine(a: ArrayLike, b: ArrayLike) -> float:
-    r"""Cosine of two attribution vectors.
-
-    :math:`\langle a, b \rangle / (|a| |b|)`, in [-1, 1], symmetric; 0 if one of them is 0.
-    """
-    a, b = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), _TINY))
-
-
-def containment(source: ArrayLike, target: ArrayLike) -> float:
-    r"""Share of the target's attribution that the source has too, sign by sign (s -> t).
-
-    :math:`\sum_j \min(|s_j|, |t_j|) [s_j t_j > 0] / \sum_j |t_j|`, in [0, 1]. Directed: a source
-    with large attributions contains a target with small ones, and not the other way round. 0 if
-    the target's vector is 0.
-    """
-    s, t = np.asarray(source, dtype=float), np.asarray(target, dtype=float)
-    shared = np.where(s * t > 0, np.minimum(np.abs(s), np.abs(t)), 0.0).sum()
-    return float(shared / max(float(np.abs(t).sum()), _TINY))
-
-
-def effective_rank(examples: ArrayLike) -> float:
-    r"""Effective number of directions in which a task's attributions vary between examples.
-
-    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k` the share of singular value k squared, of
-    the centred (n_probe, width) matrix; in [1, min(n_probe, width)], 1 if nothing varies. The
-    entropy form is that of Roy and Vetterli (2007). High for a source that uses many features.
-    """
-    return _effective_rank(_centred(examples))
-
-
-def linear_cka(source: ArrayLike, target: ArrayLike) -> float:
-    r"""Linear CKA of two tasks' example-wise attributions.
-
-    :math:`|S^T T|_F^2 / (|S^T S|_F |T^T T|_F)` of centred (n_probe, width) matrices over the same
-    probe examples, in [0, 1], symmetric (Kornblith et al. 2019, eq. 4; there of activations). It
-    asks whether the examples that the attributions set apart are the same, so the neurons of the
-    two models need not correspond. 0 if nothing varies.
-    """
-    return float(_unit_gram(_centred(source)) @ _unit_gram(_centred(target)))
 
 
 def pair_features(
@@ -127,25 +97,8 @@ def pair_features(
         for each feature and layer, ``"change_correlation"`` and ``"attribution_score"``. NaN where
         it cannot be computed.
     """
-    sources, targets = pair_columns(pairs, source, target)
-    of_target = embeddings if target_embeddings is None else target_embeddings
-    layers = dict.fromkeys(
-        layer for embedding in embeddings.values() for layer in embedding.vectors
-    )
-    columns: dict[str, FloatArray] = {}
-    for layer in layers:
-        of_sources = _layer_of_tasks(layer, sources, embeddings)
-        of_targets = _layer_of_tasks(layer, targets, of_target)
-        cells = [
-            (of_sources.get(source), of_targets.get(target))
-            for source, target in zip(sources, targets, strict=True)
-        ]
-        for feature, values in _layer_features(cells).items():
-            columns[f"{feature}[{layer}]"] = values
-    columns["change_correlation"] = _change_correlations(sources, targets, embeddings, of_target)
-    shared = _share_probe([*embeddings.values(), *of_target.values()])
-    copies = [copies_of_one_encoder(layer, embeddings, of_target) for layer in layers]
-    columns["attribution_score"] = _score(columns, len(pairs), shared, np.array(copies))
+    columns, terms = _features(*pair_columns(pairs, source, target), embeddings, target_embeddings)
+    columns["attribution_score"] = _total(terms, len(pairs))
     return pd.DataFrame(columns, index=pairs.index)
 
 
@@ -178,71 +131,26 @@ def attribution_score(
     return features["attribution_score"].to_numpy(dtype=float)
 
 
-def correspondence(
-    layer: str,
+def attribution_terms(
+    pairs: pd.DataFrame,
     embeddings: Mapping[str, TaskEmbedding],
     target_embeddings: Mapping[str, TaskEmbedding] | None = None,
-) -> float:
-    r"""How far the neurons of a layer are the same ones in all models (copies of one encoder, say).
+    *,
+    source: str = "source",
+    target: str = "target",
+) -> pd.DataFrame:
+    """Take `attribution_score` apart: the terms that it is the sum of.
 
-    The mean over ordered pairs of two tasks of :math:`\langle a_s, a_t \rangle / (|a_s| |a_t|)`,
-    where a are absolute attributions (n_probe, width), centred over the neurons of each probe
-    example. In [-1, 1]: about 0 if the neurons of the models are permuted at random, 1 if the same
-    neurons matter in all of them, for or against the output. 0 where no two tasks have attributions
-    of the same examples and widths. Ours.
-
-    Parameters
-    ----------
-    layer : str
-    embeddings, target_embeddings
-        As for `pair_features`.
+    Returns
+    -------
+    DataFrame
+        One row a pair, with the index of `pairs`, and a float64 column for each term that some
+        layer has: ``"cka[<layer>]"``, ``"log source_rank[<layer>]"`` and ``"change_correlation"``,
+        or ``"cosine[<layer>]"``, weighted as they are in the score. 0 for a layer that the pair
+        lacks; NaN in the whole row where the score is.
     """
-    totals: list[dict[tuple[int, ...], FloatArray]] = [{}, {}]
-    counts: list[dict[tuple[int, ...], int]] = [{}, {}]
-    units: list[dict[str, FloatArray]] = [{}, {}]
-    of_target = embeddings if target_embeddings is None else target_embeddings
-    for side, tasks in enumerate((embeddings, of_target)):
-        for task, embedding in tasks.items():
-            if EXAMPLES + layer not in embedding.signals:
-                continue
-            values = np.abs(embedding.signals[EXAMPLES + layer].astype(float))
-            values = values - values.mean(axis=1, keepdims=True)
-            unit = values / max(float(np.linalg.norm(values)), _TINY)
-            units[side][task] = unit
-            totals[side][unit.shape] = totals[side].get(unit.shape, 0.0) + unit
-            counts[side][unit.shape] = counts[side].get(unit.shape, 0) + 1
-    found, n_pairs = 0.0, 0
-    for shape in totals[0].keys() & totals[1].keys():
-        found += float((totals[0][shape] * totals[1][shape]).sum())
-        n_pairs += counts[0][shape] * counts[1][shape]
-    for task in units[0].keys() & units[1].keys():
-        if units[0][task].shape == units[1][task].shape:
-            found -= float((units[0][task] * units[1][task]).sum())
-            n_pairs -= 1
-    return found / n_pairs if n_pairs else 0.0
-
-
-def copies_of_one_encoder(
-    layer: str,
-    embeddings: Mapping[str, TaskEmbedding],
-    target_embeddings: Mapping[str, TaskEmbedding] | None = None,
-) -> float:
-    r"""How far a layer's models are taken for copies of one encoder: w of `attribution_score`.
-
-    :math:`\min(\max(2 \kappa, 0), 1)`, :math:`\kappa` the layer's `correspondence`; 0 if some
-    embedding lacks what its examples change the output by, which then cannot be compared. Ours.
-
-    Parameters
-    ----------
-    layer : str
-    embeddings, target_embeddings
-        As for `pair_features`.
-    """
-    of_target = embeddings if target_embeddings is None else target_embeddings
-    tasks = [*embeddings.values(), *of_target.values()]
-    if not all(CHANGES in task.signals for task in tasks):
-        return 0.0
-    return min(max(2 * correspondence(layer, embeddings, of_target), 0.0), 1.0)
+    _, terms = _features(*pair_columns(pairs, source, target), embeddings, target_embeddings)
+    return pd.DataFrame(terms, index=pairs.index)
 
 
 def source_popularity(
@@ -288,6 +196,34 @@ _FEATURES = (
 )
 
 
+def _features(
+    sources: NDArray[np.object_],
+    targets: NDArray[np.object_],
+    embeddings: Mapping[str, TaskEmbedding],
+    target_embeddings: Mapping[str, TaskEmbedding] | None,
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Compute the features of pairs, and the terms of their attribution score."""
+    of_target = embeddings if target_embeddings is None else target_embeddings
+    layers = list(
+        dict.fromkeys(layer for embedding in embeddings.values() for layer in embedding.vectors)
+    )
+    columns: dict[str, FloatArray] = {}
+    for layer in layers:
+        of_sources = _layer_of_tasks(layer, sources, embeddings)
+        of_targets = _layer_of_tasks(layer, targets, of_target)
+        cells = [
+            (of_sources.get(source), of_targets.get(target))
+            for source, target in zip(sources, targets, strict=True)
+        ]
+        for feature, values in _layer_features(cells).items():
+            columns[f"{feature}[{layer}]"] = values
+    columns["change_correlation"] = _change_correlations(sources, targets, embeddings, of_target)
+    if not _share_probe([*embeddings.values(), *of_target.values()]):
+        return columns, _terms_of_cosines(columns, layers)
+    copies = np.array([copies_of_one_encoder(layer, embeddings, of_target) for layer in layers])
+    return columns, _terms(columns, layers, copies)
+
+
 def _layer_of_tasks(
     layer: str, tasks: NDArray[np.object_], embeddings: Mapping[str, TaskEmbedding]
 ) -> dict[str, _LayerOfTask]:
@@ -307,7 +243,7 @@ def _layer_features(
             continue
         features["source_rank"][row] = s.rank
         features["target_rank"][row] = t.rank
-        features["norm_ratio"][row] = np.log(max(s.norm, _TINY) / max(t.norm, _TINY))
+        features["norm_ratio"][row] = np.log(max(s.norm, TINY) / max(t.norm, TINY))
         if s.vector.shape == t.vector.shape:
             features["cosine"][row] = cosine(s.vector, t.vector)
             features["containment"][row] = containment(s.vector, t.vector)
@@ -331,9 +267,8 @@ class _LayerOfTask:
         self.gram = np.zeros(0)
         self.rank = np.nan
         if self.examples is not None:
-            centred = _centred(self.examples)
-            self.gram = _unit_gram(centred)
-            self.rank = _effective_rank(centred)
+            self.gram = unit_gram(self.examples)
+            self.rank = effective_rank(self.examples)
 
 
 def _change_correlations(
@@ -347,9 +282,9 @@ def _change_correlations(
     def standardised(embedding: TaskEmbedding | None) -> tuple[object, FloatArray | None]:
         if embedding is None or CHANGES not in embedding.signals:
             return None, None
-        changes = _centred(embedding.signals[CHANGES])
+        changes = centred(embedding.signals[CHANGES])
         return embedding.provenance.get("probe"), changes / max(
-            float(np.linalg.norm(changes)), _TINY
+            float(np.linalg.norm(changes)), TINY
         )
 
     of_sources, of_targets = (
@@ -364,24 +299,49 @@ def _change_correlations(
     return found
 
 
-def _score(
-    columns: Mapping[str, FloatArray],
-    n_pairs: int,
-    shared_probe: bool,
-    copies: FloatArray,
-) -> FloatArray:
-    """Score pairs as `attribution_score` says, from the features of their layers."""
-
-    def by_layer(feature: str) -> FloatArray:
-        chosen = [x for name, x in columns.items() if name.startswith(f"{feature}[")]
-        return np.column_stack(chosen) if chosen else np.full((n_pairs, 1), np.nan)
-
-    if not shared_probe or not len(copies):
-        return _row_mean(by_layer("cosine"))
-    rich = (1 - copies) * np.log(by_layer("source_rank"))
+def _terms(
+    columns: Mapping[str, FloatArray], layers: Sequence[str], copies: FloatArray
+) -> dict[str, FloatArray]:
+    """Make the terms of `attribution_score` from the features of the layers."""
+    if not layers:
+        return {}
+    cka, rank = _by_layer(columns, "cka", layers), _by_layer(columns, "source_rank", layers)
+    share = _share_of_layers(cka + rank)
     # A model whose output never changes says nothing for or against a pair.
     changes = np.nan_to_num(columns["change_correlation"])
-    return _row_mean(by_layer("cka") + rich + copies * changes[:, None])
+    alike = share * np.nan_to_num(cka)
+    rich = share * (1 - copies) * np.nan_to_num(np.log(rank))
+    return {
+        **{f"cka[{layer}]": alike[:, i] for i, layer in enumerate(layers)},
+        **{f"log source_rank[{layer}]": rich[:, i] for i, layer in enumerate(layers)},
+        "change_correlation": (share @ copies) * changes,
+    }
+
+
+def _terms_of_cosines(
+    columns: Mapping[str, FloatArray], layers: Sequence[str]
+) -> dict[str, FloatArray]:
+    """Make the terms of `attribution_score` of tasks that different examples were attributed on."""
+    if not layers:
+        return {}
+    cosines = _by_layer(columns, "cosine", layers)
+    terms = _share_of_layers(cosines) * np.nan_to_num(cosines)
+    return {f"cosine[{layer}]": terms[:, i] for i, layer in enumerate(layers)}
+
+
+def _by_layer(columns: Mapping[str, FloatArray], feature: str, layers: Sequence[str]) -> FloatArray:
+    return np.column_stack([columns[f"{feature}[{layer}]"] for layer in layers])
+
+
+def _share_of_layers(values: FloatArray) -> FloatArray:
+    """Weigh the layers that a pair has, one a column, for their mean; NaN for a pair with none."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=1, keepdims=True)
+    return np.where(count > 0, there / np.maximum(count, 1), np.nan)
+
+
+def _total(terms: Mapping[str, FloatArray], n_pairs: int) -> FloatArray:
+    return np.sum([*terms.values()], axis=0) if terms else np.full(n_pairs, np.nan)
 
 
 def _share_probe(embeddings: Sequence[TaskEmbedding]) -> bool:
@@ -391,31 +351,3 @@ def _share_probe(embeddings: Sequence[TaskEmbedding]) -> bool:
         for embedding in embeddings
         for layer in embedding.vectors
     )
-
-
-def _centred(examples: ArrayLike) -> FloatArray:
-    examples = np.asarray(examples, dtype=float)
-    centred: FloatArray = examples - examples.mean(axis=0)
-    return centred
-
-
-def _unit_gram(centred: FloatArray) -> FloatArray:
-    gram = (centred @ centred.T).ravel()
-    unit: FloatArray = gram / max(float(np.linalg.norm(gram)), _TINY)
-    return unit
-
-
-def _effective_rank(centred: FloatArray) -> float:
-    power = np.linalg.svd(centred, compute_uv=False) ** 2
-    if power.sum() < _TINY:
-        return 1.0
-    share = power[power > 0] / power.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def _row_mean(values: FloatArray) -> FloatArray:
-    """Mean of the values of each row that are there; NaN where none is."""
-    count = (~np.isnan(values)).sum(axis=1)
-    total = np.nansum(values, axis=1)
-    mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean

@@ -1,22 +1,38 @@
-"""From plain records to a table of measured transfers: what a predictor learns from."""
+"""Measured transfers, which a predictor learns from: out of trials, to a file and back."""
 
 from __future__ import annotations
 
 import math
+import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from transfer_pruner.records import TrialRecord
+from transfer_pruner.exceptions import TransferPrunerWarning, not_found
+from transfer_pruner.files import write_atomically
+from transfer_pruner.pairs import pair_columns
+from transfer_pruner.records import TrialRecord, is_maximizing
 from transfer_pruner.tasks import plain_source
 
 COLUMNS = ("source", "target", "gain", "score", "baseline", "seconds")
+_SUFFIXES: Mapping[str, Literal["CSV", "Parquet"]] = {
+    "": "CSV",
+    ".csv": "CSV",
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+}
+
+_NO_NUMBER = {"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a"}
 
 
 def transfers_from_records(
-    records: Iterable[TrialRecord], *, maximize: bool = True
+    records: Iterable[TrialRecord], *, maximize: bool | None = None
 ) -> pd.DataFrame:
     r"""Make a table of measured transfers, training data for `TransferPredictor`.
 
@@ -24,28 +40,33 @@ def transfers_from_records(
 
     where b is the mean value of the target's baseline trials (no source, or the target itself) with
     the same hyperparameters, else of all its baseline trials. Where less is better, values are
-    negated, so that a positive gain is always an improvement.
+    negated, so that a positive gain is always an improvement. Hyperparameters are the same if they
+    are written alike; an object that only its address tells from others counts by its type.
 
     Parameters
     ----------
     records : iterable of TrialRecord
-    maximize : bool
-        Whether a higher value is better.
+    maximize : bool, optional
+        Whether a higher value is better; what the records say if left out.
 
     Returns
     -------
     DataFrame
         One row for each trial that trained with one source and has a value: source, target, gain,
-        score, baseline, seconds and the hyperparameters. ``table.attrs["left_out"]`` counts the
-        other trials, by why.
+        score, baseline, seconds and the hyperparameters. One that is called like a column of ours
+        is ``hyperparameter_score``, say. ``table.attrs["left_out"]`` counts the other trials, by
+        why.
 
     Raises
     ------
     ValueError
-        If no trial with a source has a target with a baseline trial.
+        If no trial with a source has a target with a baseline trial, or the records disagree on
+        whether a higher value is better.
     """
+    records = list(records)
+    sign = 1.0 if is_maximizing(records, maximize) else -1.0
     left_out: Counter[str] = Counter()
-    rows = []
+    rows, settings_of = [], []
     for record in records:
         why = _why_left_out(record)
         if why:
@@ -55,14 +76,15 @@ def transfers_from_records(
             {
                 "source": plain_source(record.source, record.target),
                 "target": record.target,
-                "score": record.value if maximize else -record.value,
+                "score": sign * record.value,
                 "seconds": record.seconds,
-                **{k: v for k, v in record.hyperparameters.items() if k not in COLUMNS},
             }
         )
-    table = pd.DataFrame(rows, columns=list(COLUMNS) if not rows else None)
+        settings_of.append(dict(record.hyperparameters))
+    table = pd.DataFrame(rows, columns=["source", "target", "score", "seconds"])
+    settings = pd.DataFrame(settings_of, index=table.index)
+    settings = settings.rename(columns=_free_names(settings.columns))
     baseline_rows = table["source"].isna()
-    settings = [name for name in table.columns if name not in COLUMNS]
     baselines, transfers = table[baseline_rows], table[~baseline_rows].copy()
     overall = baselines.groupby("target")["score"].mean()
     known = transfers["target"].isin(overall.index)
@@ -73,21 +95,148 @@ def transfers_from_records(
             f"{_counted(left_out)}. Run baseline trials (source None, or the target itself as "
             "source) for the targets."
         )
-    # Cells are compared as text: a hyperparameter may be a list, which no index holds.
-    alike = baselines.groupby(_keys(baselines, settings))["score"].mean()
-    matched = pd.Series(
-        [alike.get(key, np.nan) for key in _keys(transfers, settings)],
-        index=transfers.index,
-        dtype=float,
-    )
+    cells = pd.concat([table["target"], settings], axis=1).itertuples(index=False, name=None)
+    keys = pd.Series([" ".join(map(_written, row)) for row in cells], table.index, dtype=object)
+    alike = baselines["score"].groupby(keys[baseline_rows]).mean()
+    matched = keys[~baseline_rows].map(alike).astype(float)
     transfers["baseline"] = matched.fillna(transfers["target"].map(overall))
     transfers["gain"] = transfers["score"] - transfers["baseline"]
-    result = transfers.loc[known, [*COLUMNS, *settings]].reset_index(drop=True)
+    result = transfers.loc[known, list(COLUMNS)].join(settings).reset_index(drop=True)
     left_out["baseline"] = len(baselines)
     if not known.all():
         left_out["target without a baseline trial"] = int((~known).sum())
     result.attrs["left_out"] = {why: count for why, count in left_out.items() if count}
     return result
+
+
+def read_transfers(
+    path: str | os.PathLike[str],
+    *,
+    source_column: str = "source",
+    target_column: str = "target",
+    gain_column: str = "gain",
+    tasks: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Read measured transfers from a CSV or Parquet file, whatever its columns are called.
+
+    Tasks are names: ``NA`` and ``007`` are read as they stand, and the number 3 of a Parquet file,
+    or its 3.0, is the task ``3``. Pandas' own readers make numbers and missing values of them.
+
+    Parameters
+    ----------
+    path : path
+    source_column, target_column, gain_column : str
+    tasks : collection of str, optional
+        Those that have an embedding: others are warned about, since a misspelt name is a new task.
+
+    Returns
+    -------
+    DataFrame
+        Columns source, target and gain; NaN where a gain is empty. Rows without a source, or of a
+        task with itself, are single-task baselines and are left out.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, a column is not there, a gain is no number or a target is missing.
+    """
+    path = Path(path)
+    table = _read(path)
+    for parameter, column in (
+        ("source_column", source_column),
+        ("target_column", target_column),
+        ("gain_column", gain_column),
+    ):
+        if column not in table.columns:
+            has = ", ".join(map(str, table.columns))
+            raise ValueError(
+                f"{path} lacks the column {column!r}; it has: {has}. Name another with "
+                f"{parameter} (--{parameter.replace('_', '-')})."
+            )
+    gains = pd.to_numeric(table[gain_column], errors="coerce").astype(float)
+    bad = gains.isna() & ~table[gain_column].astype(str).str.strip().str.lower().isin(_NO_NUMBER)
+    if bad.any():
+        wrong = table.loc[bad, gain_column].iloc[0]
+        raise ValueError(f"{path}: column {gain_column!r} must hold numbers but has {wrong!r}.")
+    sources, targets = pair_columns(table, source_column, target_column)
+    if None in targets:
+        raise ValueError(
+            f"{path}: column {target_column!r} must name a task in every row but row "
+            f"{targets.tolist().index(None) + 1} has none."
+        )
+    found = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
+    found["gain"] = gains.to_numpy()
+    transfers = found[found["source"].notna() & (found["source"] != found["target"])]
+    measured = {*transfers["source"], *transfers["target"]}
+    if tasks is not None and (unknown := sorted(measured - {*tasks})):
+        warnings.warn(
+            f"{len(unknown)} tasks of {path} have no embedding, and only their gains are learnt "
+            f"from. {not_found('task', unknown[0], 'the embeddings', tasks)}",
+            TransferPrunerWarning,
+            stacklevel=2,
+        )
+    return transfers.reset_index(drop=True)
+
+
+def write_transfers(transfers: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a transfers table to a CSV or Parquet file by its suffix, whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is of another format.
+    """
+    path = Path(path)
+    if transfers_format(path) == "CSV":
+        content = transfers.to_csv(index=False).encode()
+    else:
+        written = BytesIO()
+        # A column of Parquet has one type; hyperparameters may be of several.
+        transfers.apply(_of_one_type).to_parquet(written, index=False)
+        content = written.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def transfers_format(path: str | os.PathLike[str]) -> Literal["CSV", "Parquet"]:
+    """Tell by the suffix how a transfers table is written; CSV without one.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is of another format.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(
+            f"a transfers table is written as .csv or .parquet but {os.fspath(path)!r} ends in "
+            f"{suffix}: choose one of the two."
+        )
+    return _SUFFIXES[suffix]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read a table: all of a CSV file as text, since pandas would take a task NA for nothing."""
+    if _SUFFIXES.get(path.suffix.lower()) == "Parquet":
+        return pd.read_parquet(path)
+    try:
+        with warnings.catch_warnings():
+            # A row that is longer than the header: pandas drops its end, or shifts all columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(path, dtype=str, na_filter=False, index_col=False)
+    except pd.errors.ParserWarning as error:
+        raise ValueError(
+            f"{path} has rows with more cells than its header: quote what holds a comma, and leave "
+            "out commas at the end."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no CSV file with a header ({error}).") from error
+
+
+def _of_one_type(column: pd.Series) -> pd.Series:
+    if column.dtype != object or column.map(type).nunique() == 1:
+        return column
+    return column.map(lambda value: value if value is None else str(value))
 
 
 def _why_left_out(record: TrialRecord) -> str | None:
@@ -99,9 +248,29 @@ def _why_left_out(record: TrialRecord) -> str | None:
     return "several sources" if isinstance(source, tuple) else None
 
 
-def _keys(table: pd.DataFrame, settings: list[str]) -> list[str]:
-    rows = table[["target", *settings]].itertuples(index=False, name=None)
-    return [repr(row) for row in rows]
+def _free_names(hyperparameters: Iterable[str]) -> dict[str, str]:
+    """Name hyperparameters so that none takes the place of a column of ours."""
+    names = dict.fromkeys(hyperparameters)
+    free = {}
+    for name in names:
+        new = name
+        while new in COLUMNS or (new != name and new in names):
+            new = f"hyperparameter_{new}"
+        free[name] = new
+    return free
+
+
+def _written(value: Any) -> str:
+    """Write a hyperparameter so that equal ones are equal text, whatever a host made of them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{k!r}: {_written(v)}' for k, v in value.items()))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _counted(left_out: Counter[str]) -> str:

@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from transfer_pruner import EliminationRule, TaskEmbedding, TransferPredictor, save_embeddings
-from transfer_pruner.cli.searches import list_studies
+from transfer_pruner.cli.options import list_studies
 from transfer_pruner.doctor import (
     Check,
     check_embeddings,

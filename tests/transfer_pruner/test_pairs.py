@@ -3,71 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from sklearn.metrics.pairwise import cosine_similarity
 
 from transfer_pruner import TaskEmbedding, pair_features
 from transfer_pruner.pairs import (
     attribution_score,
-    containment,
+    attribution_terms,
     copies_of_one_encoder,
     correspondence,
     cosine,
-    effective_rank,
-    linear_cka,
     ordered_pairs,
+    pair_columns,
     source_popularity,
 )
 from transfer_pruner.tasks import is_baseline
-
-numbers = st.floats(-100, 100).filter(lambda x: x == 0 or abs(x) > 1e-3)
-matrices = arrays(np.float64, st.tuples(st.just(12), st.integers(1, 6)), elements=numbers)
-vectors = arrays(np.float64, 6, elements=numbers)
-
-
-@given(vectors, vectors)
-def test_cosine_is_scikit_learns(a: np.ndarray, b: np.ndarray) -> None:
-    assert cosine(a, b) == pytest.approx(cosine_similarity([a], [b])[0, 0], abs=1e-9)
-
-
-@given(vectors, vectors)
-def test_containment_is_a_share_and_full_for_a_multiple(s: np.ndarray, t: np.ndarray) -> None:
-    assert 0 <= containment(s, t) <= 1 + 1e-9
-    if np.abs(t).sum() > 0:
-        assert containment(2 * t, t) == pytest.approx(1)
-        assert containment(t / 2, t) == pytest.approx(0.5)
-        assert containment(-t, t) == 0
-
-
-@given(matrices, matrices)
-def test_cka_is_the_published_ratio_of_hsic(s: np.ndarray, t: np.ndarray) -> None:
-    def hsic(a: np.ndarray, b: np.ndarray) -> float:
-        centring = np.eye(len(a)) - 1 / len(a)
-        return float(np.trace(a @ a.T @ centring @ b @ b.T @ centring))
-
-    own = hsic(s, s) * hsic(t, t)
-    if own > 1e-6:
-        assert linear_cka(s, t) == pytest.approx(hsic(s, t) / np.sqrt(own), abs=1e-6)
-        assert linear_cka(s, t) == pytest.approx(linear_cka(t, s), abs=1e-9)
-
-
-def test_cka_does_not_ask_which_neuron_is_which() -> None:
-    rng = np.random.default_rng(0)
-    attributions = rng.normal(size=(30, 5))
-    rotation, _ = np.linalg.qr(rng.normal(size=(5, 5)))
-    assert linear_cka(attributions, 3 * attributions @ rotation + 7) == pytest.approx(1)
-    assert linear_cka(attributions, rng.normal(size=(30, 5))) < 0.5
-
-
-@pytest.mark.parametrize("directions", [1, 2, 4])
-def test_effective_rank_counts_equal_directions(directions: int) -> None:
-    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(9, 9)))
-    centred = basis[:, :directions] - basis[:, :directions].mean(axis=0)
-    orthonormal = np.linalg.qr(centred)[0]
-    assert effective_rank(orthonormal @ np.eye(directions, 6)) == pytest.approx(directions)
-    assert effective_rank(np.ones((5, 3))) == 1
 
 
 def test_features_are_directed_where_they_should_be(embeddings: dict[str, TaskEmbedding]) -> None:
@@ -262,3 +212,58 @@ def test_embeddings_without_output_changes_are_scored_as_those_of_models_on_thei
     features = pair_features(pairs, tasks)
     expected = features["cka[l]"] + np.log(features["source_rank[l]"])
     assert attribution_score(pairs, tasks).tolist() == pytest.approx(expected.tolist())
+
+
+@st.composite
+def tasks_of_some_layers(draw: st.DrawFn) -> dict[str, TaskEmbedding]:
+    """Tasks with some of three layers, of their own probe or not, with output changes or not."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    probes = draw(st.sampled_from([["one"], ["one", "two"]]))
+    tasks = {}
+    for name in "abcd":
+        layers = draw(st.lists(st.sampled_from(["l", "m", "n"]), unique=True, max_size=3))
+        examples = {layer: rng.normal(size=(6, 3)) for layer in layers}
+        signals = {f"examples/{layer}": values for layer, values in examples.items()}
+        if draw(st.booleans()):
+            signals["output_changes"] = rng.normal(size=6)
+        vectors = {layer: values.mean(axis=0) for layer, values in examples.items()}
+        provenance = {"probe": draw(st.sampled_from(probes))}
+        tasks[name] = TaskEmbedding(name, vectors or {"own": [1.0]}, signals, provenance)
+    return tasks
+
+
+@given(tasks_of_some_layers())
+@settings(max_examples=40, deadline=None)
+def test_the_terms_of_the_score_add_up_to_it(tasks: dict[str, TaskEmbedding]) -> None:
+    pairs = ordered_pairs([*tasks, "unknown"])
+    score = attribution_score(pairs, tasks)
+    terms = attribution_terms(pairs, tasks)
+    assert list(terms.index) == list(pairs.index)
+    np.testing.assert_array_equal(terms.to_numpy().sum(axis=1), score)
+    assert (terms.isna().all(axis=1) == terms.isna().any(axis=1)).all()
+    features = pair_features(pairs, tasks)
+
+    def of_layer(layer: str) -> pd.Series:
+        if "change_correlation" not in terms:
+            return features[f"cosine[{layer}]"]
+        copies = copies_of_one_encoder(layer, tasks)
+        changes = copies * features["change_correlation"].fillna(0)
+        rich = (1 - copies) * np.log(features[f"source_rank[{layer}]"])
+        return features[f"cka[{layer}]"] + rich + changes
+
+    layers = dict.fromkeys(layer for task in tasks.values() for layer in task.vectors)
+    expected = pd.concat([of_layer(layer) for layer in layers], axis=1).mean(axis=1)
+    np.testing.assert_allclose(score, expected)
+
+
+def test_tasks_in_a_table_are_called_as_embeddings_are(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    tasks = {n: make_embedding(n, l=rng.normal(size=(9, 4))) for n in ("3", "37")}  # type: ignore[operator]
+    (expected,) = attribution_score(pd.DataFrame({"source": ["3"], "target": ["37"]}), tasks)
+    for dtype in (int, float, "Int64", object, "category"):
+        pairs = pd.DataFrame({"source": [3], "target": [37]}).astype(dtype)
+        assert attribution_score(pairs, tasks).tolist() == [expected]
+    missing = pd.DataFrame({"source": [3, None, pd.NA, ""], "target": [37, 37, 37, 37]})
+    assert pair_columns(missing, "source", "target")[0].tolist() == ["3", None, None, None]
+    joint = pd.DataFrame({"source": [("a", "b"), "c"], "target": "t"})
+    assert pair_columns(joint, "source", "target")[0].tolist() == [("a", "b"), "c"]

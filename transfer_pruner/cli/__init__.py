@@ -7,7 +7,16 @@ try:
 except ImportError:
     sys.exit("the command line needs click and rich: pip install 'transfer-pruner[cli]'.")
 
-from transfer_pruner.cli import doctor, embed, rules, searches  # noqa: F401
-from transfer_pruner.cli.command import main
+from transfer_pruner.cli import (  # noqa: F401
+    doctor,
+    embed,
+    explain,
+    fit,
+    harvest,
+    rank,
+    report,
+    sync,
+)
+from transfer_pruner.cli.program import main
 
 __all__ = ["main"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from transfer_pruner.cli.command import DIRECTORY, Answer, answers, command
+from transfer_pruner.cli.options import DIRECTORY
+from transfer_pruner.cli.program import Answer, answers, command
 
 _COLOURS = {"ok": "green", "absent": "bright_black", "warning": "yellow", "broken": "red"}
 
@@ -28,7 +29,7 @@ def doctor(
 ) -> Answer:
     """Check the installation and what a search reads; exit code 1 if something is broken."""
     from transfer_pruner import doctor as checking
-    from transfer_pruner.cli.searches import list_studies
+    from transfer_pruner.cli.options import list_studies
 
     checks = [*checking.check_packages(), checking.check_torch()]
     if storage is not None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from transfer_pruner.cli.command import (
-    DIRECTORY,
-    FILE,
+from transfer_pruner.cli.options import DIRECTORY, FILE
+from transfer_pruner.cli.program import (
     Answer,
     answers,
     command,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from transfer_pruner.correspondence import copies_of_one_encoder
 from transfer_pruner.embedding import TOKENS, TaskEmbedding
 from transfer_pruner.exceptions import not_found
 from transfer_pruner.explain.explanation import (
@@ -23,7 +24,7 @@ from transfer_pruner.explain.explanation import (
     Standing,
     TokenAttribution,
 )
-from transfer_pruner.pairs import copies_of_one_encoder, pair_features, source_popularity
+from transfer_pruner.pairs import pair_features, source_popularity
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.ranking import ranked

@@ -25,7 +25,7 @@ from transfer_pruner import (
     save_embeddings,
 )
 from transfer_pruner.cli import main
-from transfer_pruner.cli.command import Answer, answers
+from transfer_pruner.cli.program import Answer, answers
 
 TASKS = ["news", "advice", "weather"]
 INSTALLED = Path(sys.executable).parent / "transfer-pruner"
@@ -177,6 +177,69 @@ def test_a_journal_is_harvested_into_parquet(tmp_path: Path) -> None:
     out = tmp_path / "new" / "transfers.parquet"
     fine("harvest", "--storage", journal, "--study", "mine", "--out", out)
     assert len(pd.read_parquet(out)) == 6
+
+
+def test_tasks_of_any_name_come_back_from_a_study(tmp_path: Path, answer: Ask) -> None:
+    """What pandas takes for nothing or for numbers is a task's name, in both formats."""
+    names = ["NA", "None", "nan", "3", "n/a"]
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="mine", storage=url, direction="maximize")
+    space = {"source": [*names, None], "target": names}
+    study.sampler = optuna.samplers.GridSampler(space, seed=0)
+
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", space["source"])
+        return trial.suggest_categorical("target", names).count("n") + names.index(source or "3")
+
+    study.optimize(objective)
+    for suffix in ("csv", "parquet"):
+        out, rule = tmp_path / f"transfers.{suffix}", tmp_path / suffix
+        fine("harvest", "--storage", url, "--study", "mine", "--out", out)
+        fine("fit", "--transfers", out, "--top-k", 2, "--out", rule)
+        ranked = answer("rank", "--rule", rule, "--all")["ranking"]
+        pairs = {(row["source"], row["target"]) for row in ranked}
+        assert pairs == {(s, t) for s in names for t in names if s != t}
+
+
+def test_integer_tasks_stay_what_they_are(tmp_path: Path, answer: Ask) -> None:
+    """A search over OpenML's task ids, where None is the baseline and 0 is a task."""
+    tasks = [0, 3, 37]
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="mine", storage=url, direction="maximize")
+    study.sampler = optuna.samplers.GridSampler({"source": [*tasks, None], "target": tasks}, seed=0)
+    study.optimize(
+        lambda trial: (
+            0.1 * (trial.suggest_categorical("source", [*tasks, None]) or 0)
+            + trial.suggest_categorical("target", tasks)
+        )
+    )
+    for suffix in ("csv", "parquet"):
+        out, rule = tmp_path / f"transfers.{suffix}", tmp_path / suffix
+        fine("harvest", "--storage", url, "--study", "mine", "--out", out)
+        fine("fit", "--transfers", out, "--top-k", 1, "--out", rule)
+        assert EliminationRule.load(rule).decide(0, 37).eliminated
+        best = answer("rank", "--rule", rule, "--target", 0, "--top", 1)["ranking"]
+        assert [row["source"] for row in best] == ["37"]
+
+
+def test_a_table_is_written_in_the_format_that_its_suffix_names(
+    storage: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "h.xlsx"
+    study = ("harvest", "--storage", storage, "--study", "mine", "--out")
+    assert "is written as .csv or .parquet but" in error(*study, out)
+    assert not out.exists()
+    # Before a long search is read.
+    assert ".xlsx" in error("harvest", "--storage", "x", "--study", "y", "--out", out)
+
+
+def test_a_folder_of_a_model_is_no_folder_of_embeddings(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    model = save_model("news")
+    said = error("fit", "--embeddings", model, "--top-k", 1, "--out", tmp_path / "rule")
+    assert "is no task embedding but a file of something else, such as a model" in said
+    assert "delete" not in said
 
 
 def test_a_ranking_is_cut_and_spans_all_targets(rule: Path, answer: Ask) -> None:
@@ -538,7 +601,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = f"""
 import sys
 from transfer_pruner.cli import main
-from transfer_pruner.cli.command import Answer, answers
+from transfer_pruner.cli.program import Answer, answers
 for name in {names!r}:
     main([*name, "--help"], standalone_mode=False)
 print(*sys.modules, file=sys.stderr)

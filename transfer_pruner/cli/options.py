@@ -1,25 +1,15 @@
-"""Commands that read a search which has run: harvest, report, sync. They reach for the adapters."""
+"""Options that several commands take, and what they are read into."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from transfer_pruner.cli.command import (
-    DIRECTORY,
-    OUT_FILE,
-    Answer,
-    answers,
-    command,
-    fail,
-    needing,
-    write_table,
-)
+from transfer_pruner.cli.program import fail, needing
 
 if TYPE_CHECKING:
     import optuna
@@ -28,10 +18,26 @@ if TYPE_CHECKING:
     from transfer_pruner.records import TrialRecord
     from transfer_pruner.rule.elimination import EliminationRule
 
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUT_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def transfers_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a table of measured transfers, as `transfer_pruner.transfers.read_transfers` does."""
+    for option in (
+        click.option("--gain-column", default="gain", show_default=True),
+        click.option("--target-column", default="target", show_default=True),
+        click.option("--source-column", default="source", show_default=True),
+        click.option("--transfers", type=FILE, help="Measured transfers, CSV or Parquet."),
+    ):
+        function = option(function)
+    return function
+
 
 @dataclass(frozen=True)
-class _Search:
-    """Where a search is to be read: `_search_options` in one piece."""
+class Search:
+    """Where a search is to be read: `search_options` in one piece."""
 
     storage: str | None
     study_name: str | None
@@ -102,8 +108,8 @@ class _Search:
         return open_study(self.storage, self.study_name)
 
 
-def _search_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Take what a `_Search` is made of."""
+def search_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take what a `Search` is made of."""
     for option in (
         click.option("--target", help="The target task, for a search over sources only."),
         click.option("--target-param", default="target", show_default=True),
@@ -126,113 +132,6 @@ def _search_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
-
-
-@command(
-    "transfer-pruner harvest --storage sqlite:///study.db --study NAME --out transfers.csv",
-    "transfer-pruner harvest --ray ray_results/NAME --metric f1 --out transfers.csv",
-)
-@_search_options
-@click.option("--out", required=True, type=OUT_FILE, help="CSV, or Parquet by its suffix.")
-@answers
-def harvest(out: Path, **search: Any) -> Answer:
-    """Turn a search that has run into a transfers table: an Optuna study or a Ray experiment."""
-    transfers = _Search(**search).transfers()
-    write_table(transfers, out)
-    pairs = len(transfers[["source", "target"]].drop_duplicates())
-    left_out = transfers.attrs["left_out"]
-    counts = ", ".join(f"{n} {why}" for why, n in left_out.items())
-    data = {"out": out, "transfers": len(transfers), "pairs": pairs, "left_out": left_out}
-    text = f"{len(transfers)} measured transfers of {pairs} pairs written to {out}."
-    return Answer(data, [text + f" Other trials: {counts}." * bool(counts)])
-
-
-@command(
-    "transfer-pruner report --storage sqlite:///study.db --study NAME --out report.html",
-    "transfer-pruner report --ray ray_results/NAME --metric f1 --rule rule/ --out report.html",
-)
-@_search_options
-@click.option("--rule", "rule_dir", type=DIRECTORY, help="The rule that decided.")
-@click.option(
-    "--embeddings",
-    "embeddings_dir",
-    type=DIRECTORY,
-    help="Task embeddings: drawn as a map, and their seconds counted.",
-)
-@click.option("--single-task-seconds", type=float, default=0.0, help="Of the single-task models.")
-@click.option(
-    "--attribution-seconds", type=float, help="Left out: what the --embeddings took, else 0."
-)
-@click.option("--title")
-@click.option("--out", required=True, type=OUT_FILE, help="HTML; its data goes beside it.")
-@answers
-def report(
-    rule_dir: Path | None,
-    embeddings_dir: Path | None,
-    single_task_seconds: float,
-    attribution_seconds: float | None,
-    title: str | None,
-    out: Path,
-    **search: Any,
-) -> Answer:
-    """Write what elimination saved and what it cost as one HTML file."""
-    where = _Search(**search)
-    with needing("plot", "report"):
-        from transfer_pruner.report.page import write_report
-    from transfer_pruner import EliminationRule, estimate_savings, load_embeddings
-
-    rule = EliminationRule.load(rule_dir) if rule_dir else None
-    embeddings = load_embeddings(embeddings_dir) if embeddings_dir else None
-    if attribution_seconds is None:
-        took = [e.provenance.get("seconds", 0.0) for e in (embeddings or {}).values()]
-        attribution_seconds = float(sum(took))
-    records, maximize = where.records(rule)
-    if not records:
-        fail(
-            f"no finished trial has the parameters {', '.join(where.source_params)} and "
-            f"{where.target_param}: name them with --source-param and --target-param."
-        )
-    write_report(
-        records,
-        out,
-        maximize=maximize,
-        rule=rule,
-        title=title,
-        single_task_seconds=single_task_seconds,
-        attribution_seconds=attribution_seconds,
-        embeddings=embeddings,
-    )
-    savings = estimate_savings(
-        records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
-    )
-    data = {"out": out, "trials": len(records), "savings": asdict(savings)}
-    return Answer(data, [savings.headline(), f"Written to {out}."])
-
-
-@command(
-    "transfer-pruner sync .transfer_pruner/spool",
-    "transfer-pruner sync SPOOL --tracking-uri http://localhost:5000",
-)
-@click.argument("spool", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--tracking-uri", help="Where to; left out, where the search sent it.")
-@answers
-def sync(spool: Path | None, tracking_uri: str | None) -> Answer:
-    """Send to MLflow what an outage kept from it: a spool, or a folder of them. Safe to repeat."""
-    # MLflow's own default keeps somebody at a terminal waiting for four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with needing("mlflow", "sync"):
-        from mlflow import MlflowClient  # noqa: F401
-        from mlflow.exceptions import MlflowException
-
-        from transfer_pruner_mlflow import sync as send
-    from transfer_pruner.files import one_line
-
-    try:
-        sent = send(*([spool] if spool else []), tracking_uri=tracking_uri)
-    except MlflowException as error:
-        fail(f"MLflow did not take it; sync again once it answers: {one_line(error)}")
-    named = {f.name: getattr(sent, f.name) for f in fields(sent)} if is_dataclass(sent) else sent
-    return Answer(named, [f"{name.replace('_', ' ')}: {_listed(x)}" for name, x in named.items()])
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
@@ -276,7 +175,3 @@ def _storage(url: str) -> Any:
         return url
     # A wrong address may be somebody else's database: Optuna would make its tables there.
     return optuna.storages.RDBStorage(url, skip_table_creation=True)
-
-
-def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,4 +1,4 @@
-"""What all commands share.
+"""The program that all commands are part of: how it lists them, prints what they found, and fails.
 
 It must hold that ``--help`` loads nothing heavy; that every error is one line that says what to do,
 with exit code 1, or 2 where the command was given wrongly; and that with ``--json`` stdout holds
@@ -15,18 +15,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
-
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
 _IN_ORDER_OF_USE = ("embed", "harvest", "fit", "rank", "explain", "report", "sync", "doctor")
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -124,71 +118,6 @@ def answers(function: Callable[..., Answer]) -> Callable[..., None]:
             click.get_current_context().exit(answer.exit_code)
 
     return run
-
-
-def transfers_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Take a table of measured transfers, as `read_transfers` does."""
-    for option in (
-        click.option("--gain-column", default="gain", show_default=True),
-        click.option("--target-column", default="target", show_default=True),
-        click.option("--source-column", default="source", show_default=True),
-        click.option("--transfers", type=FILE, help="Measured transfers, CSV or Parquet."),
-    ):
-        function = option(function)
-    return function
-
-
-def read_transfers(path: Path, source: str, target: str, gain: str) -> pd.DataFrame:
-    """Read measured transfers: source, target, gain, whatever the file calls them."""
-    import pandas as pd
-
-    table = read_table(path, text=(source, target))
-    options = ("--source-column", "--target-column", "--gain-column")
-    for column, option in zip((source, target, gain), options, strict=True):
-        check_column(table, path, column, option)
-    numbers = pd.to_numeric(table[gain], errors="coerce")
-    bad = table.loc[numbers.isna() & table[gain].notna(), gain]
-    if len(bad):
-        fail(f"{path}: column {gain!r} must hold numbers but has {bad.iloc[0]!r}.")
-    columns = {"source": table[source], "target": table[target], "gain": numbers}
-    return pd.DataFrame(columns).astype({"source": object, "target": object})
-
-
-def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table by the file's suffix; columns named in `text` as strings."""
-    import pandas as pd
-
-    if path.suffix in (".parquet", ".pq"):
-        table = pd.read_parquet(path)
-        for column in {*text} & {*table.columns}:
-            # Tasks and classes may be called 0 and 1; a file of another kind would say "0".
-            table[column] = [x if pd.isna(x) else str(x) for x in table[column]]
-        return table
-    try:
-        return pd.read_csv(path, dtype=dict.fromkeys(text, str))
-    except ValueError as error:
-        raise ValueError(f"{path} is no CSV file with a header ({error}).") from error
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table by the file's suffix."""
-    parquet = path.suffix in (".parquet", ".pq")
-    write_file(path, table.to_parquet() if parquet else table.to_csv(index=False).encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if need be."""
-    from transfer_pruner.files import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
-
-
-def check_column(table: pd.DataFrame, path: Path, column: str, option: str) -> None:
-    """Refuse a table without a column."""
-    if column not in table.columns:
-        has = ", ".join(map(str, table.columns))
-        fail(f"{path} lacks the column {column!r}; it has: {has}. Name another with {option}.")
 
 
 def terminal_table(

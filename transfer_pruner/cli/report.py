@@ -1,0 +1,74 @@
+"""The command that writes what a search saved and cost: report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from transfer_pruner.cli.options import DIRECTORY, OUT_FILE, Search, search_options
+from transfer_pruner.cli.program import Answer, answers, command, fail, needing
+
+
+@command(
+    "transfer-pruner report --storage sqlite:///study.db --study NAME --out report.html",
+    "transfer-pruner report --ray ray_results/NAME --metric f1 --rule rule/ --out report.html",
+)
+@search_options
+@click.option("--rule", "rule_dir", type=DIRECTORY, help="The rule that decided.")
+@click.option(
+    "--embeddings",
+    "embeddings_dir",
+    type=DIRECTORY,
+    help="Task embeddings: drawn as a map, and their seconds counted.",
+)
+@click.option("--single-task-seconds", type=float, default=0.0, help="Of the single-task models.")
+@click.option(
+    "--attribution-seconds", type=float, help="Left out: what the --embeddings took, else 0."
+)
+@click.option("--title")
+@click.option("--out", required=True, type=OUT_FILE, help="HTML; its data goes beside it.")
+@answers
+def report(
+    rule_dir: Path | None,
+    embeddings_dir: Path | None,
+    single_task_seconds: float,
+    attribution_seconds: float | None,
+    title: str | None,
+    out: Path,
+    **search: Any,
+) -> Answer:
+    """Write what elimination saved and what it cost as one HTML file."""
+    where = Search(**search)
+    with needing("plot", "report"):
+        from transfer_pruner.report.page import write_report
+    from transfer_pruner import EliminationRule, estimate_savings, load_embeddings
+
+    rule = EliminationRule.load(rule_dir) if rule_dir else None
+    embeddings = load_embeddings(embeddings_dir) if embeddings_dir else None
+    if attribution_seconds is None:
+        took = [e.provenance.get("seconds", 0.0) for e in (embeddings or {}).values()]
+        attribution_seconds = float(sum(took))
+    records, maximize = where.records(rule)
+    if not records:
+        fail(
+            f"no finished trial has the parameters {', '.join(where.source_params)} and "
+            f"{where.target_param}: name them with --source-param and --target-param."
+        )
+    write_report(
+        records,
+        out,
+        maximize=maximize,
+        rule=rule,
+        title=title,
+        single_task_seconds=single_task_seconds,
+        attribution_seconds=attribution_seconds,
+        embeddings=embeddings,
+    )
+    savings = estimate_savings(
+        records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
+    )
+    data = {"out": out, "trials": len(records), "savings": asdict(savings)}
+    return Answer(data, [savings.headline(), f"Written to {out}."])
