@@ -17,6 +17,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import attribution_score, pair_columns, pair_features, source_popularity
@@ -142,8 +143,9 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.n_features_in_ = 2
         features = self._features_of(pairs[usable])
-        self.residuals_ = self._out_of_fold_residuals(measured, features)
-        self._learn(measured, features)
+        with unlogged():
+            self.residuals_ = self._out_of_fold_residuals(measured, features)
+            self._learn(measured, features)
         return self
 
     def predict(self, pairs: pd.DataFrame) -> FloatArray:

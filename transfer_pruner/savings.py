@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.pairs import pair_columns
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
@@ -268,7 +269,8 @@ def _avoided_seconds(
     seconds = np.array([record.seconds for record in trained])
     # Five trials are enough to average over and few enough to tell the settings apart.
     tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=seed)
-    groups = tree.fit(encoded[: len(trained)], seconds).apply(encoded)
+    with unlogged():
+        groups = tree.fit(encoded[: len(trained)], seconds).apply(encoded)
     rng = np.random.default_rng(seed)
     mean, draws = 0.0, np.zeros(n_resamples)
     for group, count in zip(*np.unique(groups[len(trained) :], return_counts=True), strict=True):
