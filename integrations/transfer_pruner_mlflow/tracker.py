@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
 
-    from transfer_pruner_mlflow.ray_callback import RayCallback
+    from transfer_pruner_ray.callback import RayCallback
 
 _CONNECT_SECONDS = 2.0
 
@@ -337,7 +337,7 @@ class SavingsTracker:
         ImportError
             If ray is not installed.
         """
-        from transfer_pruner_mlflow.ray_callback import RayCallback
+        from transfer_pruner_ray.callback import RayCallback
 
         return RayCallback(
             self,

@@ -33,8 +33,8 @@ from transfer_pruner import (
     estimate_savings,
 )
 from transfer_pruner_mlflow import SavingsTracker
-from transfer_pruner_mlflow.ray_callback import RayCallback
 from transfer_pruner_ray import TransferScheduler, filter_param_space, records_from_results
+from transfer_pruner_ray.callback import RayCallback
 
 TASKS = ["a", "b", "c"]
 SPACE = {
@@ -342,7 +342,7 @@ def test_a_trial_that_cannot_be_read_or_has_no_pair_does_not_stop_the_search(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On the logger itself: the migrations of MLflow 3.6 take pytest's handler off the root's.
-    ours, messages = logging.getLogger("transfer_pruner_mlflow.ray_callback"), []
+    ours, messages = logging.getLogger("transfer_pruner_ray.callback"), []
     monkeypatch.setattr(ours, "handle", lambda record: messages.append(record.getMessage()))
     with SavingsTracker("trec-is", tracking_uri=uri) as tracker:
         callback = tracker.ray_callback("f1")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from transfer_pruner.records import Recorder
 from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import PairParams
 
 try:
@@ -26,8 +28,34 @@ except ImportError as error:
 from transfer_pruner_ray.learning import flat_config
 from transfer_pruner_ray.records import AUDIT, _record
 
-if TYPE_CHECKING:
-    from transfer_pruner_mlflow.tracker import SavingsTracker
+
+class Tracker(Recorder, Protocol):
+    """What this needs of a tracker; `transfer_pruner_mlflow.SavingsTracker` is one."""
+
+    rule: EliminationRule | LearningRule | None
+    maximize: bool | None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that is written into."""
+
+    @property
+    def entered(self) -> bool:
+        """Whether it was opened, and maybe closed."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Say how to make one that goes on in the same run."""
+
+    def __enter__(self) -> Any:
+        """Open it."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Close it."""
+
 
 # Looking through all trials takes a microsecond each, and Tune takes a step for every result.
 _LOOK_SECONDS = 1.0
@@ -35,7 +63,7 @@ _LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 # Of this process: an experiment that is restored while its tracker is open goes on with that.
-_trackers: WeakValueDictionary[str, SavingsTracker] = WeakValueDictionary()
+_trackers: WeakValueDictionary[str, Tracker] = WeakValueDictionary()
 
 
 class RayCallback(Callback):
@@ -48,7 +76,7 @@ class RayCallback(Callback):
 
     def __init__(
         self,
-        tracker: SavingsTracker,
+        tracker: Tracker,
         metric: str | None,
         *,
         source_param: str | Sequence[str],
@@ -56,7 +84,8 @@ class RayCallback(Callback):
         target: str | None,
         min_iterations: int,
     ) -> None:
-        self._tracker: SavingsTracker | None = tracker
+        self._tracker: Tracker | None = tracker
+        self._make = type(tracker)
         self._arguments: dict[str, Any] = {}
         self._metric = metric
         self._pair_of = PairParams(source_param, target_param, target)
@@ -113,13 +142,11 @@ class RayCallback(Callback):
             self._tracker.__exit__(None, None, None)
 
     def _open(self) -> None:
-        from transfer_pruner_mlflow.tracker import SavingsTracker
-
         tracker = self._tracker
         if tracker is None:
-            tracker = SavingsTracker(**self._arguments)
+            tracker = self._make(**self._arguments)
         elif tracker.closed:
-            tracker = SavingsTracker(**tracker.arguments())
+            tracker = self._make(**tracker.arguments())
             self._forget()
         if not tracker.entered:
             tracker.__enter__()
