@@ -20,11 +20,19 @@ from sklearn.preprocessing import StandardScaler
 from transfer_pruner.autologging import unlogged
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.pairs import attribution_score, pair_columns, pair_features, source_popularity
+from transfer_pruner.pairs import (
+    attribution_score,
+    attribution_terms,
+    pair_columns,
+    pair_features,
+    source_popularity,
+)
 from transfer_pruner.probability import probability_to_exceed
+from transfer_pruner.shapley import shapley_values
 from transfer_pruner.tasks import FloatArray
 
 Tasks = NDArray[np.object_]
+_POPULARITY = "source_popularity"
 
 
 class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -132,7 +140,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 TransferPrunerWarning,
                 stacklevel=2,
             )
-        usable = finite & (sources != targets)
+        usable = finite & pd.notna(sources) & (sources != targets)
         if not usable.any():
             raise ValueError(
                 f"pairs must hold at least one ordered pair of two tasks with a finite gain but "
@@ -188,6 +196,50 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             return np.full(len(predicted), np.nan)
         return probability_to_exceed(predicted, self.residuals_)
 
+    def features(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """Compute what the gain of each pair is predicted from.
+
+        Returns
+        -------
+        DataFrame
+            One row a pair: `pairs.pair_features`, `feature_columns` and, once fitted, the source's
+            popularity. NaN where it is not known.
+        """
+        found = self._features_of(pairs)
+        if hasattr(self, "measured_"):
+            columns = pair_columns(pairs, self.source_column, self.target_column)
+            found[_POPULARITY] = source_popularity(*columns, self.measured_)
+        return found
+
+    def contributions(self, pairs: pd.DataFrame) -> tuple[FloatArray, pd.DataFrame]:
+        """Take `predict` apart: a base, and what each feature of a pair adds to it.
+
+        Once fitted, what a feature adds is its Shapley value from the mean of the measured pairs
+        on, and the base is the target's level and what f says of that mean: exact for the ridge,
+        a sample for another `regressor`. Before `fit` they are `pairs.attribution_terms`.
+
+        Returns
+        -------
+        base : array of shape (n_pairs,)
+        contributions : DataFrame
+            One row a pair, one column a feature. A row and its base add up to the prediction; NaN
+            where that is.
+        """
+        predicted = self.predict(pairs)
+        if not hasattr(self, "measured_"):
+            names = {"source": self.source_column, "target": self.target_column}
+            terms = attribution_terms(
+                pairs, self.embeddings or {}, self.target_embeddings, **names
+            ).reset_index(drop=True)
+            return np.where(np.isnan(predicted), np.nan, 0.0), terms
+        features = self.features(pairs)
+        x = features.to_numpy(dtype=float)
+        known = ~np.isnan(predicted)
+        added = np.full(x.shape, np.nan)
+        added[known] = shapley_values(self.regressor_.predict, x[known], self._typical)
+        contributions = pd.DataFrame(added, columns=features.columns)
+        return predicted - added.sum(axis=1), contributions
+
     def _features_of(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """Take what is known of pairs but for measured transfers, one row a pair."""
         sources, targets = pair_columns(pairs, self.source_column, self.target_column)
@@ -213,9 +265,14 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         sources, targets = measured["source"].to_numpy(), measured["target"].to_numpy()
         relative = measured["gain"] - measured["target"].map(by_target["mean"])
         self.regressor_ = clone(self.regressor) if self.regressor is not None else self._ridge()
+        x = self._all_features(sources, targets, features)
+        there = ~np.isnan(x)
+        self._typical = np.where(
+            there.any(axis=0), np.nansum(x, axis=0) / np.maximum(there.sum(axis=0), 1), np.nan
+        )
         # A single transfer leaves nothing to choose the penalty by: 0 / 0 in its leave-one-out.
         with np.errstate(invalid="ignore"):
-            self.regressor_.fit(self._all_features(sources, targets, features), relative.to_numpy())
+            self.regressor_.fit(x, relative.to_numpy())
 
     def _predict(self, sources: Tasks, targets: Tasks, features: pd.DataFrame) -> FloatArray:
         x = self._all_features(sources, targets, features)

@@ -256,3 +256,22 @@ def test_further_columns_of_the_pairs_are_learnt_from(transfers: pd.DataFrame) -
     assert low < high
     with pytest.raises(ValueError, match="feature_columns names 'logme', which pairs lacks"):
         with_it.predict(unseen[["source", "target"]])
+
+
+@pytest.mark.parametrize("regressor", [None, RandomForestRegressor(5, random_state=0)])
+def test_what_features_add_adds_up_to_the_prediction(
+    regressor: RandomForestRegressor | None, embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    pairs = ordered_pairs([*embeddings, "unknown"]).iloc[::5]
+    predictor = TransferPredictor(embeddings, regressor=regressor)
+    base, terms = predictor.contributions(pairs)
+    np.testing.assert_allclose(base + terms.sum(axis=1, skipna=False), predictor.predict(pairs))
+    assert set(base[~np.isnan(base)]) == {0.0}
+    predictor.fit(transfers, transfers["gain"])
+    base, added = predictor.contributions(pairs)
+    predicted = predictor.predict(pairs)
+    np.testing.assert_allclose(base + added.sum(axis=1, skipna=False), predicted)
+    assert list(added.columns) == list(predictor.features(pairs).columns)
+    # The base is the target's alone, whatever the source.
+    by_target = pd.Series(base).groupby(pairs["target"].to_numpy())
+    assert (by_target.max() - by_target.min()).max() < 1e-12

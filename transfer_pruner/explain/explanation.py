@@ -98,7 +98,7 @@ class MeasuredPair:
     gain : float
         Mean measured gain.
     distance : float
-        Root mean square over the standardised features.
+        Of what their features add to the two scores (Euclidean), in units of the score.
     """
 
     source: str
@@ -130,7 +130,7 @@ class Explanation:
     base : float
         What the score is before any contribution.
     score : float
-        Base and contributions, rebuilt from embeddings and transfers; NaN if that cannot be done.
+        What the predictor says: base and contributions. NaN if it knows nothing of the pair.
     measured_gain : float
         Mean over the pair's own measured transfers; NaN if there is none.
     nearest : tuple of MeasuredPair
@@ -281,8 +281,11 @@ class Explanation:
         rows = [["pair", "gain", "distance"]]
         for pair in self.nearest[:top]:
             name = f"{pair.source} -> {pair.target}"
-            rows.append([name, f"{pair.gain:+.4f}", f"{pair.distance:.2f}"])
-        return ["measured pairs with the most similar features:", *_columns(rows)]
+            rows.append([name, f"{pair.gain:+.4f}", f"{pair.distance:.4f}"])
+        return [
+            "measured pairs whose features add most nearly the same to their scores:",
+            *_columns(rows),
+        ]
 
 
 def _listed(tokens: Sequence[TokenAttribution], side: str) -> str:

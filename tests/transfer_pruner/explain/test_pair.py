@@ -11,6 +11,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import SVR
 
 from transfer_pruner import EliminationRule, TaskEmbedding, TransferPredictor, pair_features
 from transfer_pruner.explain import explain_pair
@@ -75,6 +80,74 @@ def test_a_rule_from_attributions_alone_is_taken_apart_layer_by_layer(
     }
     assert explanation.nearest
     assert not explanation.notes
+
+
+def forest() -> RandomForestRegressor:
+    return RandomForestRegressor(n_estimators=5, random_state=0)
+
+
+@pytest.mark.parametrize("regressor", [None, forest(), make_pipeline(SimpleImputer(), SVR())])
+def test_a_predictor_is_explained_as_it_is(
+    regressor: BaseEstimator | None, embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    predictor = TransferPredictor(embeddings, regressor=regressor)
+    predictor.fit(transfers, transfers["gain"])
+    rule = EliminationRule.top_k(predictor, k=2)
+    explanation = explain_pair("news", "advice", rule=rule, predictor=predictor)
+    assert explanation.decision == rule.decide("news", "advice")
+    assert explanation.score == rule.decide("news", "advice").score
+    assert total(explanation) == pytest.approx(explanation.score)
+    assert "source_popularity" in {part.feature for part in explanation.contributions}
+    assert explanation.layers
+    assert explanation.nearest
+    assert explanation.measured_gain == pytest.approx(
+        transfers.set_index(["source", "target"])["gain"]["news", "advice"]
+    )
+    assert not explanation.notes
+
+
+def test_a_predictor_that_is_not_fitted_is_explained_as_it_is(embeddings: Embeddings) -> None:
+    # The targets' own embeddings count, and nothing is learnt from transfers measured since.
+    few = dict(list(embeddings.items())[:4])
+    predictor = TransferPredictor(few, regressor=forest())
+    rule = EliminationRule.top_k(predictor, k=1)
+    measured = pd.DataFrame({"source": ["news"], "target": ["weather"], "gain": [0.25]})
+    explanation = explain_pair("news", "advice", rule=rule, predictor=predictor, transfers=measured)
+    assert explanation.score == rule.decide("news", "advice").score
+    assert "change_correlation" in {part.feature for part in explanation.contributions}
+    assert [pair.gain for pair in explanation.nearest] == [0.25]
+    assert not hasattr(predictor, "measured_")
+
+
+def test_a_predictors_own_columns_are_explained(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    rng = np.random.default_rng(0)
+    table = transfers.rename(columns={"source": "teacher", "target": "pupil"})
+    table["logme"] = rng.normal(size=len(table))
+    gains = 0.1 * table["logme"] + rng.normal(0, 0.001, len(table))
+    names = {"source_column": "teacher", "target_column": "pupil", "feature_columns": ["logme"]}
+    predictor = TransferPredictor(embeddings, **names).fit(table, gains)
+    row = table.loc[[table["logme"].idxmax()]]
+    source, target = row[["teacher", "pupil"]].iloc[0]
+    explanation = explain_pair(source, target, predictor=predictor, pairs=table)
+    assert explanation.score == predictor.predict(row)[0]
+    parts = {part.feature: part for part in explanation.contributions}
+    assert parts["logme"].value == row["logme"].item()
+    assert max(parts.values(), key=lambda part: abs(part.contribution)).feature == "logme"
+    assert explanation.nearest[0].distance < explanation.nearest[-1].distance
+    with pytest.raises(ValueError, match="pairs must have the predictor's feature_columns 'logme'"):
+        explain_pair("news", "advice", predictor=predictor)
+
+
+def test_a_predictor_of_transfers_alone_needs_no_embeddings(transfers: pd.DataFrame) -> None:
+    predictor = TransferPredictor(regressor=forest()).fit(transfers, transfers["gain"])
+    explanation = explain_pair("news", "advice", predictor=predictor)
+    assert total(explanation) == pytest.approx(
+        predictor.predict(pd.DataFrame({"source": ["news"], "target": ["advice"]}))[0]
+    )
+    assert explanation.decision is None
+    assert len(explanation.nearest) == 5
 
 
 def test_of_copies_of_one_encoder_the_outputs_are_part_of_what_is_taken_apart(
@@ -270,6 +343,9 @@ def test_what_was_made_from_other_files_is_told(
         "news", "advice", rule=rule, embeddings=embeddings, transfers=transfers.iloc[:12]
     )
     assert "these files do not give again" in others.notes[-1]
+    other = TransferPredictor(embeddings).fit(transfers.iloc[:12], transfers["gain"].iloc[:12])
+    by_another = explain_pair("news", "advice", rule=rule, predictor=other)
+    assert "the predictor does not give it" in by_another.notes[-1]
     without = explain_pair("news", "advice", rule=rule, embeddings=embeddings)
     assert "it learnt from transfers" in without.notes[-1]
 
@@ -290,6 +366,10 @@ def test_bad_questions_stop_early(embeddings: Embeddings) -> None:
     rule = EliminationRule.top_k(TransferPredictor(embeddings), k=1)
     with pytest.raises(ValueError, match="pass one of them"):
         explain_pair("news", "advice")
+    with pytest.raises(ValueError, match="predictor has embeddings of its own"):
+        explain_pair(
+            "news", "advice", predictor=TransferPredictor(embeddings), embeddings=embeddings
+        )
     with pytest.raises(ValueError, match="single-task baseline"):
         explain_pair("news", "news", rule=rule)
     with pytest.raises(ValueError, match=r"source 'newz' is not in .*rule.*Did you mean 'news'"):
