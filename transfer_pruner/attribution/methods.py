@@ -76,14 +76,17 @@ class Scorer(nn.Module):
         the inputs, hands the extras in as often repeated.
         """
         named = dict(zip(self.extras, extras, strict=True)) if extras else self.extras
-        if self.inputs_name is None:
-            output = first_tensor(self.model(inputs, **named))
-        else:
-            output = first_tensor(self.model(**{self.inputs_name: inputs}, **named))
+        output = first_tensor(self.call(inputs, named))
         if output.dim() == 3 and "attention_mask" in named:
             mask = named["attention_mask"][:, :, None].to(output.dtype)
             output = (output * mask).sum(dim=1) / mask.sum(dim=1)
         return output.sum(dim=1) if self.summed else output
+
+    def call(self, inputs: Tensor, named: Mapping[str, Tensor]) -> Any:
+        """Run the model with what is attributed and what stays the same along the path."""
+        if self.inputs_name is None:
+            return self.model(inputs, **named)
+        return self.model(**{self.inputs_name: inputs}, **named)
 
 
 def first_tensor(output: Any) -> Tensor:

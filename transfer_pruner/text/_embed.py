@@ -5,28 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
-from typing import Any
 
 import numpy as np
 
-from transfer_pruner.attribution._embed import device_of, embed_batches, evaluating, without_wrapper
-from transfer_pruner.attribution.outputs import default_target
+from transfer_pruner.attribution._embed import embed_batches, without_wrapper
+from transfer_pruner.attribution.outputs import PREDICTED, SUM, default_target
 from transfer_pruner.embedding import TOKENS, TaskEmbedding
 
 try:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 except ImportError as error:
     raise ImportError(
         "embedding a text task needs transformers: pip install 'transfer-pruner[text]'."
     ) from error
 
-from transfer_pruner.attribution.methods import Batch, Scorer
-
-# Logits of one text must not move by more than this when another text pads it.
-_PADDING_TOLERANCE = 1e-3
+from transfer_pruner.attribution.methods import Batch
+from transfer_pruner.text.tokens import Encoder, tokenized, unknown_share
 
 
 def embed_text(
@@ -53,9 +48,9 @@ def embed_text(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A sequence or token classifier that takes ``inputs_embeds``, or a PEFT model of one, which
-        is taken as the model that it wraps, adapters included: its layers have the names that they
-        have without.
+        A sequence or token classifier, called as ``model(**tokenizer(text))``; what its word
+        embeddings give is replaced on the way. Or a PEFT model of one, which is taken as the model
+        that it wraps, adapters included: its layers have the names that they have without.
     tokenizer : transformers.PreTrainedTokenizerBase
     texts : sequence of str
         The probe examples; labels are not needed. 64 or more, the same for all tasks, are enough to
@@ -63,22 +58,22 @@ def embed_text(
     name : str
         The task.
     target : int or str, optional
-        Which logit to attribute; ``"predicted"``: of each text, that of the class which the model
+        Which logit to attribute, by number or by its label (``model.config.id2label``);
+        ``"predicted"``: of each text, that of the class which the model
         predicts for it; ``"sum"``: all of them. Left out: the only logit of a model with one
         (regression, or a binary head), the positive class of a model with two labels, ``"sum"`` for
         a multi-label model, else ``"predicted"``. Of a token classifier a label must be given; its
         logit is averaged over the tokens of a text.
     layers : sequence of str, optional
-        Names of modules; the encoder's blocks if left out.
+        Names of modules; the blocks if left out.
     method, n_steps, keep_examples
         As for `transfer_pruner.embed`.
     batch_size : int
         Texts attributed together, of similar lengths. More cost more on a CPU, whose cache holds no
         more activations, and less on a GPU. A model whose output changes when a text is
-        padded, such as a decoder that is classified at its last position, is given texts of equal
-        length together instead.
+        padded is given texts of equal length together instead.
     max_length : int
-        Tokens after which a text is cut.
+        Tokens after which a text is cut, special tokens included.
     top_tokens : int
         Keep the attributions of this many tokens of the vocabulary, the largest by absolute value;
         0 for none. They take the backward passes down to the word embeddings. Only with the
@@ -95,64 +90,69 @@ def embed_text(
     Raises
     ------
     ValueError
-        If there is no text, `target` is needed, the tokenizer is not the model's, or a parameter
-        is out of range.
+        If there is no text, most of what the texts say is unknown to the tokenizer, `target` is
+        needed, the tokenizer is not the model's, the model cannot be called with a text alone or
+        gives other logits when handed its own word embeddings, or a parameter is out of range.
     """
     model = without_wrapper(model)
+    if isinstance(texts, str):
+        raise ValueError(
+            f"texts must be a sequence of strings but got the string {texts[:40]!r}: write [text]."
+        )
     texts = list(texts)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"texts must be one string or more in a sequence but got {texts[:3]!r}.")
-    if target is None:
-        target = default_target(model.config, type(model).__name__)
-    tokens = [
-        tokenizer(text, truncation=True, max_length=max_length, return_special_tokens_mask=True)
-        for text in texts
-    ]
     if top_tokens < 0:
         raise ValueError(f"top_tokens must be 0 or more but got {top_tokens}.")
+    target = _target(target, model)
+    tokens = tokenized(tokenizer, texts, max_length)
     order = np.argsort([len(encoded["input_ids"]) for encoded in tokens], kind="stable")
-    encoder = _Encoder(model, tokenizer)
-    encoder.check(tokens, max_length)
-    padding = encoder.padding_changes_nothing([tokens[order[0]], tokens[order[-1]]])
-
+    encoder = Encoder(model, tokenizer, tokens)
     of_token = _TokenAttributions(len(texts))
 
     def batches() -> Iterator[Batch]:
-        for rows in _rows(order, [len(x["input_ids"]) for x in tokens], batch_size, padding):
+        for rows in encoder.rows(order, tokens, batch_size):
             batch = encoder.batch([tokens[row] for row in rows])
             yield batch if top_tokens else replace(batch, tokens=None)
 
-    embedding = embed_batches(
-        encoder.scorer,
-        batches,
-        name=name,
-        target=target,
-        layers=layers,
-        method=method,
-        n_steps=n_steps,
-        batch_size=batch_size,
-        keep_examples=keep_examples,
-        order=order,
-        observe_inputs=of_token.add,
-        provenance={
-            "probe": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-            "baselines": "padding token, special tokens kept",
-            "max_length": max_length,
-        },
-    )
+    with encoder.padding_known():
+        embedding = embed_batches(
+            encoder.scorer,
+            batches,
+            name=name,
+            target=target,
+            layers=layers,
+            method=method,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            keep_examples=keep_examples,
+            order=order,
+            observe_inputs=of_token.add,
+            provenance={
+                "probe": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+                "baselines": "padding token, special tokens kept",
+                "max_length": max_length,
+                "unknown_share": unknown_share(tokens, tokenizer.unk_token_id),
+            },
+        )
     return of_token.added_to(embedding, tokenizer, top_tokens)
 
 
-def _rows(
-    order: np.ndarray[Any, Any], lengths: Sequence[int], batch_size: int, padding: bool
-) -> Iterator[list[int]]:
-    """Split texts, sorted by length, into batches; of equal lengths where padding is no option."""
-    groups = [list(order)]
-    if not padding:
-        groups = [list(rows) for _, rows in groupby(order, key=lambda row: lengths[row])]
-    for group in groups:
-        for start in range(0, len(group), max(batch_size, 1)):
-            yield group[start : start + max(batch_size, 1)]
+def _target(target: int | str | None, model: PreTrainedModel) -> int | str:
+    """Find the logit that a user's target means: by default, by number or by its label."""
+    if target is None:
+        return default_target(model.config, type(model).__name__)
+    if not isinstance(target, str) or target in (PREDICTED, SUM):
+        return target
+    labels = {str(label): int(index) for index, label in (model.config.id2label or {}).items()}
+    alike = {label for label in labels if label.casefold() == target.casefold()}
+    found = target if target in labels else alike.pop() if len(alike) == 1 else None
+    if found is None:
+        raise ValueError(
+            f"target must be a number, {PREDICTED!r}, {SUM!r} or a label of the model but got "
+            f"{target!r}; it has: {', '.join(labels)}."
+        )
+    return labels[found]
 
 
 class _TokenAttributions:
@@ -190,72 +190,3 @@ class _TokenAttributions:
             },
             provenance={**embedding.provenance, "tokens": words, "tokens_share": share},
         )
-
-
-class _Encoder:
-    """Turns tokenized texts into batches of word embeddings on the model's device."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.scorer = Scorer(model, inputs_name="inputs_embeds")
-        self.embed: nn.Module = model.get_input_embeddings()
-        self.device = device_of(model)
-        self.takes_types = getattr(model.config, "type_vocab_size", 0) > 1
-        pad = tokenizer.pad_token_id
-        if pad is None:
-            # Decoders often have none; what ends a text says as little.
-            pad = tokenizer.eos_token_id
-        if pad is None:
-            raise ValueError(
-                "tokenizer must have a padding token, which is the baseline input: set "
-                "tokenizer.pad_token."
-            )
-        self.pad = int(pad)
-
-    def check(self, tokens: Sequence[Any], max_length: int) -> None:
-        """Refuse what the model would fail on, far from the cause: in an index, on a GPU."""
-        known = int(self.model.config.get_text_config().vocab_size)
-        largest = max(max(x["input_ids"], default=0) for x in tokens)
-        if max(largest, self.pad) >= known:
-            raise ValueError(
-                f"tokenizer gives the token {max(largest, self.pad)} but the model knows {known}: "
-                "take the tokenizer that the model was fine-tuned with."
-            )
-        longest = max(len(x["input_ids"]) for x in tokens)
-        if longest > self.tokenizer.model_max_length:
-            raise ValueError(
-                f"max_length must be {self.tokenizer.model_max_length} or less, as the model takes "
-                f"no more tokens, but got {max_length}."
-            )
-
-    def batch(self, tokens: Sequence[Any]) -> Batch:
-        """Pad texts to the longest of them; the baseline keeps special tokens and padding."""
-        ids = self._padded([x["input_ids"] for x in tokens], self.pad)
-        special = self._padded([x["special_tokens_mask"] for x in tokens], 1)
-        mask = self._padded([[1] * len(x["input_ids"]) for x in tokens], 0)
-        extras = {"attention_mask": mask}
-        if self.takes_types and "token_type_ids" in tokens[0]:
-            extras["token_type_ids"] = self._padded([x["token_type_ids"] for x in tokens], 0)
-        baseline = torch.where(special.bool(), ids, self.pad)
-        with torch.no_grad():
-            return Batch(self.embed(ids), self.embed(baseline), extras, tokens=ids)
-
-    def padding_changes_nothing(self, tokens: Sequence[Any]) -> bool:
-        """Whether the shorter of two texts gets the same logits alone and beside the longer."""
-        if len(tokens[0]["input_ids"]) == len(tokens[1]["input_ids"]):
-            return True
-
-        def logits(batch: Batch) -> Tensor:
-            self.scorer.extras = batch.extras
-            output: Tensor = self.scorer(batch.inputs)[0]
-            return output
-
-        with evaluating(self.model), torch.no_grad():
-            alone, beside = logits(self.batch(tokens[:1])), logits(self.batch(tokens))
-        return bool((alone - beside).abs().max() <= _PADDING_TOLERANCE * (1 + alone.abs().max()))
-
-    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        longest = max(map(len, rows))
-        padded = [[*row, *[value] * (longest - len(row))] for row in rows]
-        return torch.tensor(padded, device=self.device)
