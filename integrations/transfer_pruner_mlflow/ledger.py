@@ -8,10 +8,8 @@ events when a figure needs it.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,8 +17,7 @@ import pandas as pd
 from transfer_pruner.audit import AuditEstimate, estimate_audit
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.savings import Savings, estimate_savings
-from transfer_pruner.tasks import source_name
-from transfer_pruner.transfers import transfers_from_records
+from transfer_pruner.tables import pairs_table, trials_table
 from transfer_pruner_mlflow.spool import Event, decode_record
 
 # Estimates change slowly and are dear: at times of their own, but never further apart than this.
@@ -190,42 +187,21 @@ class Ledger:
 
     def decisions_table(self) -> pd.DataFrame:
         """One row a trial, in the order of the decisions: with it all figures can be redone."""
-        rows = [
-            {
-                "decided": pd.Timestamp(timestamp, unit="ms", tz="UTC").isoformat(),
-                **asdict(record),
-                "source": source_name(record.source),
-            }
-            for record, timestamp in self._decisions()
-        ]
-        return pd.DataFrame(rows)
+        decisions = self._decisions()
+        table = trials_table(record for record, _ in decisions)
+        times = [pd.Timestamp(time, unit="ms", tz="UTC").isoformat() for _, time in decisions]
+        table.insert(0, "decided", times)
+        return table
 
     def pairs_table(self) -> pd.DataFrame:
-        """One row a pair: decision, score, probability, reason, trials, gain, best value, seconds.
+        """One row a pair, as `transfer_pruner.tables.pairs_table` makes it.
 
-        The gain is measured: the mean over the pair's trials, against the target's baseline
-        trials. Where that is not known, and for eliminated pairs, it is empty.
+        Where nobody said whether a higher value is better, there is no measured gain.
         """
-        records = self.records()
-        trials = pd.DataFrame([asdict(record) for record in records])
-        trials["source"] = [source_name(record.source) for record in records]
-        # Which value is the best, the records do not say.
         maximize = self.settings.get("maximize")
-        best = ("lowest_value", "min") if maximize is False else ("highest_value", "max")
-        pairs = trials.groupby(["source", "target"], as_index=False).agg(
-            decision=("outcome", lambda outcomes: "/".join(sorted(set(outcomes)))),
-            score=("score", "first"),
-            probability=("probability", "first"),
-            reason=("reason", "first"),
-            trials=("number", "size"),
-            audit_trials=("audit", "sum"),
-            **{best[0]: ("value", best[1])},
-            seconds=("seconds", "sum"),
-        )
-        if maximize is not None:
-            gains = _measured_gains(records, maximize)
-            pairs = pairs.merge(gains, on=["source", "target"], how="left")
-        pairs = pairs.sort_values(["target", "score"], ascending=[True, False], ignore_index=True)
+        pairs = pairs_table(self.records(), maximize=maximize is not False)
+        if maximize is None:
+            pairs = pairs.drop(columns="mean_gain")
         # JSON has no NaN: the UI shows an empty cell for a missing number.
         return pairs.astype(object).where(pairs.notna(), None)
 
@@ -273,15 +249,3 @@ NOTE_ENDS = "Charts: metrics under `savings/`."
 def _is_milestone(step: int) -> bool:
     """Every step up to 10, then eighteen in each power of ten."""
     return step <= 10 or step % (10 ** (len(str(step)) - 1) // 2) == 0
-
-
-def _measured_gains(records: list[TrialRecord], maximize: bool) -> pd.DataFrame:
-    try:
-        transfers = transfers_from_records(records, maximize=maximize)
-    except ValueError:
-        # No target has a baseline trial.
-        return pd.DataFrame({"source": [], "target": [], "measured_gain": math.nan}).astype(
-            {"source": object, "target": object}
-        )
-    gains = transfers.groupby(["source", "target"])["gain"].mean()
-    return gains.rename("measured_gain").reset_index()

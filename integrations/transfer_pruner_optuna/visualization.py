@@ -12,22 +12,23 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import optuna
 import pandas as pd
 
+from transfer_pruner.plotting import style
+from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna.figure_tables import (
+from transfer_pruner.tables import (
     PAIR,
-    Horizontal,
-    finished_steps,
-    gains_table,
-    pair_means,
+    measured_gains,
     pairs_table,
-    savings_table,
+    rank_correlations,
+    savings_over_time_data,
 )
+from transfer_pruner.tasks import PairParams, Source, source_name
+from transfer_pruner_optuna.figure_tables import Horizontal, places, scored_records
+from transfer_pruner_optuna.records import records_from_trials
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["plot_gains", "plot_pairs", "plot_savings"]
 
 _logger = logging.getLogger(__name__)
-
-_KEPT, _AUDITED, _SPENT, _SAVED = "#1f77b4", "#d62728", "#444444", "#2ca02c"
-_SAVED_BAND = "rgba(44, 160, 44, 0.2)"
 
 
 def plot_gains(
@@ -81,7 +79,8 @@ def plot_gains(
     """
     go = _plotly()
     pair_of = PairParams(source_param, target_param, target)
-    table, why_not = gains_table(study, rule, pair_of, objective_index)
+    records = scored_records(study, rule, pair_of, objective_index)
+    table = measured_gains(records)
     figure = go.Figure(
         layout={
             "title": {"text": "Predicted and Measured Transfer Gain"},
@@ -89,9 +88,9 @@ def plot_gains(
             "yaxis": {"title": {"text": "measured transfer gain"}},
         }
     )
-    if why_not:
-        return _empty(figure, why_not)
-    scored = table[table["predicted"].notna()]
+    if table.empty:
+        return _empty(figure, table.attrs["why_empty"])
+    scored = table[table["score"].notna()]
     if scored.empty:
         return _empty(figure, "No trial with a gain has a predicted score: pass rule=.")
     if len(scored) < len(table):
@@ -100,22 +99,23 @@ def plot_gains(
             len(table) - len(scored),
             len(table),
         )
-    points = pair_means(scored) if per_pair else scored
-    audited = points["audit"]
-    for name, rows, marker in (
-        ("kept", points[~audited], {"color": _KEPT}),
-        ("eliminated, audit trial", points[audited], {"color": _AUDITED, "symbol": "diamond-open"}),
-    ):
-        figure.add_scatter(
-            x=rows["predicted"].tolist(),
-            y=rows["gain"].tolist(),
-            mode="markers",
-            marker=marker | {"size": 8},
-            name=name,
-            text=[_gain_hover(row) for row in rows.to_dict("records")],
-            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+    if per_pair:
+        # A pair that was audited and later kept has a point for each.
+        points = scored.groupby([*PAIR, "audit"], as_index=False).agg(
+            score=("score", "mean"), gain=("gain", "mean"), trials=("gain", "size")
         )
-    figure.add_hline(y=0, line={"color": "gray", "width": 1, "dash": "dash"})
+    else:
+        settings = {r.number: r.hyperparameters for r in records if r.outcome == "trained"}
+        points = scored.assign(hyperparameters=scored["number"].map(settings))
+    points["hover"] = [_gain_hover(row) for row in points.to_dict("records")]
+    audited = points["audit"]
+    for name, rows, colour, symbol in (
+        ("kept", points[~audited], style.KEPT, "circle"),
+        ("eliminated, audit trial", points[audited], style.AUDITED, "diamond-open"),
+    ):
+        marker = {"color": colour, "symbol": symbol, "size": 8}
+        _add_marks(figure, name, rows, x="score", y="gain", marker=marker)
+    figure.add_hline(y=0, line={"color": style.BASELINE, "width": 1})
     figure.update_layout(showlegend=True, title_subtitle_text=_correlation(scored))
     return figure
 
@@ -133,7 +133,7 @@ def plot_savings(
 ) -> go.Figure:
     """Plot, as the search went on, the seconds spent and the estimated seconds saved.
 
-    At about 50 points of the search, what `transfer_pruner.estimate_savings` says of the trials up
+    At about 40 points of the search, what `transfer_pruner.estimate_savings` says of the trials up
     to there; the last point is what it says of the whole study. Eliminated trials are the marks
     below.
 
@@ -174,46 +174,54 @@ def plot_savings(
             "legend": {"traceorder": "normal"},
         }
     )
-    steps = finished_steps(study, pair_of, x)
-    if not steps:
+    trials = study.get_trials(deepcopy=False)
+    records = records_from_trials(study, trials, pair_of, None, None)
+    if not records:
         return _empty(figure, "The study has no finished trials with a source and a target.")
-    table = savings_table(
-        steps,
+    at = places(trials, pair_of, x)
+
+    def order(record: TrialRecord) -> tuple[float, int]:
+        return at[record.number], record.number
+
+    table = savings_over_time_data(
+        records,
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
         confidence=confidence,
+        order=order,
     )
+    table["x"] = table["number"].map(at)
     band = table.dropna()
+    low, high = (band[f"estimated_seconds_saved_{side}"].tolist() for side in ("low", "high"))
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-    figure.add_scatter(
-        x=band["x"].tolist(), y=band["estimated_high"].tolist(), showlegend=False, **edge
-    )
+    figure.add_scatter(x=band["x"].tolist(), y=high, showlegend=False, **edge)
     figure.add_scatter(
         x=band["x"].tolist(),
-        y=band["estimated_low"].tolist(),
+        y=low,
         fill="tonexty",
-        fillcolor=_SAVED_BAND,
+        fillcolor=_translucent(style.SAVED),
         name=f"{confidence:.0%} interval of the estimate",
         **edge,
     )
-    for name, column, line in (
-        ("seconds spent (measured)", "seconds_spent", {"color": _SPENT}),
-        ("estimated seconds saved", "estimated_seconds_saved", {"color": _SAVED}),
+    for name, column, colour, dash in (
+        ("seconds spent (measured)", "seconds_spent", style.NEUTRAL, "solid"),
+        ("estimated seconds saved", "estimated_seconds_saved", style.SAVED, "dash"),
     ):
         figure.add_scatter(
-            x=table["x"].tolist(), y=table[column].tolist(), mode="lines", line=line, name=name
+            x=table["x"].tolist(),
+            y=table[column].tolist(),
+            mode="lines",
+            line={"color": colour, "dash": dash},
+            name=name,
         )
-    eliminated = [(at, record) for at, record in steps if record.outcome == "eliminated"]
-    figure.add_scatter(
-        x=[at for at, _ in eliminated],
-        y=[0] * len(eliminated),
-        yaxis="y2",
-        mode="markers",
-        marker={"symbol": "line-ns-open", "color": _AUDITED, "size": 9},
-        name="eliminated trials",
-        text=[_pair_name(record.source, record.target) for _, record in eliminated],
-        hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-    )
+    eliminated = sorted((r for r in records if r.outcome == "eliminated"), key=order)
+    rows = {
+        "x": [at[record.number] for record in eliminated],
+        "y": 0,
+        "hover": [_pair_name(record.source, record.target) for record in eliminated],
+    }
+    marker = {"symbol": "line-ns-open", "color": style.ELIMINATED, "size": 9}
+    _add_marks(figure, "eliminated trials", pd.DataFrame(rows), marker=marker, yaxis="y2")
     return figure
 
 
@@ -254,7 +262,8 @@ def plot_pairs(
     """
     go = _plotly()
     pair_of = PairParams(source_param, target_param, target)
-    table = pairs_table(study, rule, pair_of, objective_index)
+    table = pairs_table(scored_records(study, rule, pair_of, objective_index))
+    table = table[table["source"] != ""].reset_index(drop=True)
     figure = go.Figure(
         layout={
             "title": {"text": "Measured Transfer Gain of Pairs"},
@@ -270,7 +279,7 @@ def plot_pairs(
                 "showgrid": False,
             },
             # Pairs that were never proposed: unlike any gain.
-            "plot_bgcolor": "#d9d9d9",
+            "plot_bgcolor": style.MISSING,
             # Above the picture: to the right stands the colour bar.
             "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
         }
@@ -278,19 +287,21 @@ def plot_pairs(
     if table.empty:
         return _empty(figure, "The study has no finished trials with one source and a target.")
     table["hover"] = [_pair_hover(row) for row in table.to_dict("records")]
-    by_gain = table.groupby("source")["gain"].mean().sort_values(ascending=False, kind="stable")
+    by_gain = (
+        table.groupby("source")["mean_gain"].mean().sort_values(ascending=False, kind="stable")
+    )
     sources, targets = list(by_gain.index), sorted(table["target"].unique())
     figure.update_xaxes(categoryorder="array", categoryarray=targets)
     figure.update_yaxes(categoryorder="array", categoryarray=sources)
-    measured = table["gain"].notna()
+    measured = table["mean_gain"].notna()
     if measured.any():
         gains, hover = (
             table.pivot(index="source", columns="target", values=column).reindex(
                 index=sources, columns=targets
             )
-            for column in ("gain", "hover")
+            for column in ("mean_gain", "hover")
         )
-        limit = float(table["gain"].abs().max()) or 1.0
+        limit = float(table["mean_gain"].abs().max()) or 1.0
         figure.add_heatmap(
             x=targets,
             y=sources,
@@ -298,7 +309,7 @@ def plot_pairs(
             text=hover.fillna("").to_numpy().tolist(),
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
-            colorscale="RdBu",
+            colorscale=style.GAINS,
             zmin=-limit,
             zmax=limit,
             xgap=1,
@@ -308,29 +319,15 @@ def plot_pairs(
         )
     else:
         _logger.warning("No pair has a measured gain: there are only marks to draw.")
+    gone, ran = table["trials_eliminated"] > 0, table["trials"] > table["trials_eliminated"]
     for name, rows, symbol in (
-        ("eliminated", table[table["eliminated"] > 0], "x"),
-        (
-            "ran, no gain measured",
-            table[~measured & (table["trials"] > table["eliminated"])],
-            "circle",
-        ),
+        ("eliminated", table[gone], "x"),
+        ("ran, no gain measured", table[ran & ~measured], "circle"),
     ):
-        figure.add_scatter(
-            x=rows["target"].tolist(),
-            y=rows["source"].tolist(),
-            mode="markers",
-            # Outlined in white, to be seen on the darkest cells.
-            marker={
-                "symbol": symbol,
-                "color": "black",
-                "size": 10,
-                "line": {"color": "white", "width": 1},
-            },
-            name=name,
-            text=rows["hover"].tolist(),
-            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-        )
+        # Outlined in white, to be seen on the darkest cells.
+        outline = {"color": "white", "width": 1}
+        marker = {"symbol": symbol, "color": "black", "size": 10, "line": outline}
+        _add_marks(figure, name, rows, x="target", y="source", marker=marker)
     figure.update_layout(showlegend=True)
     return figure
 
@@ -345,6 +342,20 @@ def _plotly() -> Any:
     return go
 
 
+def _add_marks(
+    figure: go.Figure, name: str, rows: pd.DataFrame, *, x: str = "x", y: str = "y", **more: Any
+) -> None:
+    figure.add_scatter(
+        x=rows[x].tolist(),
+        y=rows[y].tolist(),
+        mode="markers",
+        name=name,
+        text=rows["hover"].tolist(),
+        hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        **more,
+    )
+
+
 def _empty(figure: go.Figure, why: str) -> go.Figure:
     _logger.warning(why)
     # Plotly breaks no lines.
@@ -354,18 +365,11 @@ def _empty(figure: go.Figure, why: str) -> go.Figure:
 
 
 def _correlation(gains: pd.DataFrame) -> str:
-    pairs = gains.groupby(PAIR, as_index=False)[["predicted", "gain"]].mean()
-    over_all = pairs["predicted"].corr(pairs["gain"], method="spearman")
-    within = [
-        rows["predicted"].corr(rows["gain"], method="spearman")
-        for _, rows in pairs.groupby("target")
-        # Two points are always in perfect order or in its reverse.
-        if len(rows) > 2
-    ]
-    within = [value for value in within if not math.isnan(value)]
+    pairs = gains.groupby(PAIR, as_index=False)[["score", "gain"]].mean()
+    over_all, within = rank_correlations(pairs, "score")
     text = f"Spearman correlation over {len(pairs)} pairs: {_number(over_all)}"
-    if within:
-        text += f"; within targets: {_number(float(np.mean(within)))} (mean of {len(within)})"
+    if len(within):
+        text += f"; within targets: {_number(within.mean())} (mean of {len(within)})"
     return text
 
 
@@ -373,9 +377,14 @@ def _number(value: float) -> str:
     return "not defined" if math.isnan(value) else f"{value:.2f}"
 
 
-def _pair_name(source: Any, target: str) -> str:
-    sources = " + ".join(map(str, source)) if isinstance(source, tuple) else source
-    return f"{sources} → {target}"
+def _pair_name(source: Source, target: str) -> str:
+    return f"{source_name(source)} → {target}"
+
+
+def _translucent(colour: str) -> str:
+    """Write a colour as plotly takes one that shows what is behind it."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return f"rgba({red}, {green}, {blue}, 0.22)"
 
 
 def _gain_hover(row: dict[Any, Any]) -> str:
@@ -386,17 +395,18 @@ def _gain_hover(row: dict[Any, Any]) -> str:
     else:
         lines.append(f"trial {row['number']}")
         lines += [f"{name} = {value}" for name, value in row["hyperparameters"].items()]
-    lines.append(f"predicted score {row['predicted']:.4g}, measured gain {row['gain']:.4g}")
+    lines.append(f"predicted score {row['score']:.4g}, measured gain {row['gain']:.4g}")
     return "<br>".join(lines)
 
 
 def _pair_hover(row: dict[Any, Any]) -> str:
     lines = [
         _pair_name(row["source"], row["target"]),
-        f"{row['trials']} trials: {row['eliminated']} eliminated, {row['audited']} audited",
+        f"{row['trials']} trials: {row['trials_eliminated']} eliminated, "
+        f"{row['trials_audited']} audited",
     ]
-    if not math.isnan(row["predicted"]):
-        lines.append(f"predicted score {row['predicted']:.4g}")
-    if not math.isnan(row["gain"]):
-        lines.append(f"mean measured gain {row['gain']:.4g}")
+    if not math.isnan(row["score"]):
+        lines.append(f"predicted score {row['score']:.4g}")
+    if not math.isnan(row["mean_gain"]):
+        lines.append(f"mean measured gain {row['mean_gain']:.4g}")
     return "<br>".join(lines)

@@ -14,15 +14,17 @@ from transfer_pruner.plotting.pairs import (
 )
 from transfer_pruner.plotting.search import (
     calibration_curve,
-    calibration_curve_data,
-    measured_gains,
     predicted_and_measured,
-    predicted_and_measured_data,
     savings_over_time,
-    savings_over_time_data,
 )
 from transfer_pruner.plotting.tasks import task_map, task_map_data, task_similarity
 from transfer_pruner.plotting.tradeoff import savings_regret_curve, savings_regret_curve_data
+from transfer_pruner.tables import (
+    calibration_curve_data,
+    measured_gains,
+    predicted_and_measured_data,
+    savings_over_time_data,
+)
 
 __all__ = [
     "calibration_curve",

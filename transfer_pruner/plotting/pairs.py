@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from transfer_pruner.plotting.style import (
+    BASELINE,
     ELIMINATED,
+    GAINS,
     KEPT,
+    MISSING,
     NEUTRAL,
     bare,
     check_columns,
@@ -70,7 +73,7 @@ def pair_heatmap(
     left, right = figure.subplots(1, 2, sharey=True)
     images = (
         left.imshow(ranks, cmap="viridis_r", aspect="auto", vmin=1, vmax=max(2, len(order) - 1)),
-        right.imshow(gains, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto"),
+        right.imshow(gains, cmap=GAINS, vmin=-limit, vmax=limit, aspect="auto"),
     )
     labels = ("predicted rank within the target (1 = best)", "measured transfer gain")
     font: dict[str, Any] = {
@@ -78,7 +81,7 @@ def pair_heatmap(
         "fontsize": float(np.clip(320 / max(size, 1), 5, 11)),
     }
     for axes, image, label in zip((left, right), images, labels, strict=True):
-        axes.set_facecolor("0.85")
+        axes.set_facecolor(MISSING)
         axes.set_title(label)
         slanted: dict[str, Any] = {"rotation": 55, "ha": "right"}
         upright: dict[str, Any] = {"rotation": 90, "ha": "center"}
@@ -189,7 +192,7 @@ def source_ranking(
     names = [written(name) for name in drawn["source"]]
     axes.set_yticks(range(len(drawn)), names, parse_math=False, fontsize=11)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color=BASELINE, linewidth=0.8)
     beside = axes.get_yaxis_transform()
     for at, (score, probability) in enumerate(
         zip(drawn["score"], drawn["probability"], strict=True)

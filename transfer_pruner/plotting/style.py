@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with any colour vision.
-KEPT, ELIMINATED, SAVED, NEUTRAL = "#0072B2", "#D55E00", "#009E73", "#595959"
-LINES = (KEPT, ELIMINATED, SAVED, "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette: told apart with any colour vision. A role has one colour in all figures.
+KEPT, ELIMINATED, AUDITED, SAVED = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
+# What a gain is measured against; what the rule has no part in; what was not measured.
+BASELINE, NEUTRAL, MISSING = "#000000", "#595959", "#D9D9D9"
+# Of gains around zero: red below, blue above, in matplotlib and in plotly.
+GAINS = "RdBu"
+LINES = (KEPT, ELIMINATED, SAVED, AUDITED, "#E69F00", "#56B4E9")
 
 LONGEST_NAME = 28
 

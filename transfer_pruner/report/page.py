@@ -10,33 +10,26 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from transfer_pruner import plotting
 from transfer_pruner.audit import AuditEstimate, estimate_audit
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.files import write_atomically
-from transfer_pruner.records import TrialRecord
-from transfer_pruner.report.html import encoded, link, number, page, section, svg, table
+from transfer_pruner.records import TrialRecord, is_maximizing
+from transfer_pruner.report import exhibits
+from transfer_pruner.report.html import encoded, link, number, page, section, table
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.savings import Savings, estimate_savings
-from transfer_pruner.tasks import plain_source, source_name
+from transfer_pruner.tables import pairs_table
 from transfer_pruner.transfers import transfers_from_records
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MOST_RANKINGS = 4
-MOST_TASKS = 80
 LIBRARIES = ("transfer-pruner", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib")
 
 
@@ -44,7 +37,7 @@ def write_report(
     records: Iterable[TrialRecord],
     path: str | os.PathLike[str],
     *,
-    maximize: bool = True,
+    maximize: bool | None = None,
     rule: EliminationRule | LearningRule | None = None,
     title: str | None = None,
     single_task_seconds: float = 0.0,
@@ -63,8 +56,8 @@ def write_report(
         The search's trials.
     path : path-like
         Of the HTML file; its folder is made if need be.
-    maximize : bool
-        Whether a higher value is better.
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
     rule : EliminationRule or LearningRule, optional
         What eliminated; its rankings are drawn and its settings stated. One that learns is drawn as
         it decides after all of `records`.
@@ -73,7 +66,7 @@ def write_report(
         As for `estimate_savings`.
     trials : DataFrame, optional
         An exhaustive search's trials, as for `regret`, columns dev and test: what elimination lost
-        is then measured.
+        is then measured. Where less is better in the search, so it is there.
     embeddings : mapping of str to TaskEmbedding, optional
         Of the tasks: they are drawn as a map.
 
@@ -82,36 +75,43 @@ def write_report(
     ImportError
         If matplotlib is not installed.
     ValueError
-        If there is no record, `path` is a folder, or `trials` lacks a column or a baseline trial.
+        If there is no record, some maximize and some minimize, `path` is a folder, or `trials`
+        lacks a column or a baseline trial.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"path must name a file but {str(path)!r} is a folder: add report.html.")
-    records = [replace(r, source=plain_source(r.source, r.target)) for r in records]
+    records = list(records)
     if not records:
         raise ValueError("records must hold at least one trial but is empty.")
-    costs = (single_task_seconds, attribution_seconds)
-    decided = _as_of_now(rule, records, maximize)
+    better = is_maximizing(records, maximize)
     savings = estimate_savings(
         records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
     )
-    audit = estimate_audit(records, maximize=maximize)
-    pairs = pairs_table(records, maximize=maximize)
-    exhibits = [
-        *_of_search(records, maximize, costs),
-        _heatmap(pairs, decided),
-        *([] if trials is None else [_tradeoff(trials, pairs, decided, attribution_seconds)]),
-        *([] if embeddings is None else [_map(embeddings)]),
-        *([] if decided is None else [_rankings(decided, records)]),
+    decided = _as_of_now(rule, records, better)
+    audit = estimate_audit(records, maximize=better)
+    pairs = pairs_table(records, maximize=better)
+    shown = [
+        exhibits.savings_over_time(records, single_task_seconds, attribution_seconds),
+        exhibits.predicted_and_measured(records, better),
+        exhibits.calibration_curve(records, better),
+        exhibits.pair_heatmap(pairs, decided),
     ]
+    if trials is not None:
+        trials = trials if better else _negated(trials)
+        shown.append(exhibits.savings_regret_curve(trials, pairs, decided, attribution_seconds))
+    if embeddings is not None:
+        shown.append(exhibits.task_map(embeddings))
+    if decided is not None:
+        shown.append(exhibits.source_ranking(decided, records))
     folder = path.parent / f"{path.stem}-data"
-    data = {"pairs": pairs} | {exhibit.name: exhibit.data for exhibit in exhibits}
+    data = {"pairs": pairs} | {exhibit.name: exhibit.data for exhibit in shown}
     html = page(
         title or "What elimination saved, and what it cost",
         [
             section("Headline", _headline(savings)),
             *([section("Audit", _audited(audit))] if audit.trials_audited else []),
-            *(section(exhibit.title, exhibit.html(folder.name)) for exhibit in exhibits),
+            *(section(exhibit.title, exhibit.html(folder.name)) for exhibit in shown),
             section("Pairs", _pairs_html(pairs, folder.name)),
             section("What is estimated, and how", _HOW),
             section("Provenance", _provenance(rule, decided, records)),
@@ -121,230 +121,9 @@ def write_report(
     for name, rows in data.items():
         write_atomically(folder / f"{name}.csv", encoded(rows.to_csv(index=False)))
     # Of an earlier report that had more to show: numbers that belong to no figure mislead.
-    for name in set(_NAMES) - set(data):
+    for name in set(exhibits.NAMES) - set(data):
         (folder / f"{name}.csv").unlink(missing_ok=True)
     write_atomically(path, encoded(html))
-
-
-def pairs_table(records: Iterable[TrialRecord], *, maximize: bool = True) -> pd.DataFrame:
-    """Tabulate what became of each pair of a search; joint sources are one row.
-
-    Returns
-    -------
-    DataFrame
-        By target and score: source (empty for the single-task baseline), target, joint, decision,
-        score, probability, reason (what was last said of the pair), trials_trained,
-        trials_eliminated, trials_failed, mean_gain (measured), seconds (measured).
-    """
-    records = sorted(records, key=lambda record: record.number)
-    gains = plotting.measured_gains(records, maximize=maximize)
-    mean = gains.groupby(["source", "target", "joint"])["gain"].mean().to_dict()
-    groups: dict[tuple[str, str, bool], list[TrialRecord]] = {}
-    for record in records:
-        source = plain_source(record.source, record.target)
-        key = (source_name(source), record.target, isinstance(source, tuple))
-        groups.setdefault(key, []).append(record)
-    rows = []
-    for key, group in groups.items():
-        scored = [record for record in group if not math.isnan(record.score)]
-        said = (scored or [record for record in group if record.reason] or group)[-1]
-        outcomes = [record.outcome for record in group]
-        rows.append(
-            {
-                **dict(zip(("source", "target", "joint"), key, strict=True)),
-                "decision": _decision(group) if key[0] else "single-task baseline",
-                "score": said.score,
-                "probability": said.probability,
-                "reason": said.reason,
-                "trials_trained": outcomes.count("trained"),
-                "trials_eliminated": outcomes.count("eliminated"),
-                "trials_failed": outcomes.count("failed"),
-                "mean_gain": mean.get(key, math.nan),
-                "seconds": sum(record.seconds for record in group),
-            }
-        )
-    table = pd.DataFrame(rows).sort_values(
-        ["target", "score", "source"], ascending=[True, False, True], kind="stable"
-    )
-    first = table["decision"] != "single-task baseline"
-    return (
-        table.assign(_first=first)
-        .sort_values(["target", "_first"], kind="stable", ignore_index=True)
-        .drop(columns="_first")
-    )
-
-
-def _decision(group: Sequence[TrialRecord]) -> str:
-    eliminated = any(record.outcome == "eliminated" or record.audit for record in group)
-    kept = any(record.outcome != "eliminated" and not record.audit for record in group)
-    if kept and eliminated:
-        return "kept in some trials, eliminated in others"
-    if kept:
-        return "kept"
-    return "eliminated, audited" if any(record.audit for record in group) else "eliminated"
-
-
-@dataclass(frozen=True)
-class _Exhibit:
-    """A figure, or several, with the table that it is drawn from."""
-
-    name: str
-    title: str
-    caption: str
-    data: pd.DataFrame
-    draw: Callable[[], Sequence[Figure]]
-    why_not: str
-
-    def html(self, folder: str) -> str:
-        if self.data.empty or self.why_not:
-            body = f"<p>No figure: {escape(self.why_not or 'there is nothing to draw.')}</p>"
-        else:
-            drawn = [
-                svg(figure, f"{self.name}-{at}", self.title)
-                for at, figure in enumerate(self.draw())
-            ]
-            caption = f"<figcaption>{escape(self.caption)}</figcaption>"
-            body = f"<figure>{''.join(drawn)}{caption}</figure>"
-        return body + link(folder, self.name)
-
-
-_NAMES = (
-    *("pairs", "savings_over_time", "calibration_curve", "predicted_and_measured"),
-    *("pair_heatmap", "savings_regret_curve", "task_map", "source_ranking"),
-)
-
-
-def _of_search(
-    records: list[TrialRecord], maximize: bool, costs: tuple[float, float]
-) -> list[_Exhibit]:
-    over_time = plotting.savings_over_time_data(
-        records, single_task_seconds=costs[0], attribution_seconds=costs[1]
-    )
-    calibration = plotting.calibration_curve_data(records, maximize=maximize)
-    predicted = plotting.predicted_and_measured_data(records, maximize=maximize)
-    no_gain = (
-        "no pair has both a {} and a measured gain. A gain takes a trial with a source and a "
-        "baseline trial of the same target."
-    )
-    return [
-        _Exhibit(
-            "savings_over_time",
-            "Seconds spent and saved as the search went on",
-            "At each point, what was measured and what is estimated from the trials up to there. "
-            "Attribution is paid for at the start.",
-            over_time,
-            lambda: [plotting.savings_over_time(over_time)],
-            "",
-        ),
-        _Exhibit(
-            "predicted_and_measured",
-            "Predicted and measured gain",
-            "One mark a pair: what was predicted when its first trial ran, and the mean measured "
-            "gain of its trials. Eliminated pairs are there as far as audit trials ran them. "
-            "Joint trials are left out; so are, where a rule learnt as the search ran, pairs that "
-            "it had scored by attributions before.",
-            predicted,
-            lambda: [plotting.predicted_and_measured(predicted)],
-            "" if len(predicted) else no_gain.format("score"),
-        ),
-        _Exhibit(
-            "calibration_curve",
-            "Did the probabilities come true?",
-            "Each pair that ran counts once, with the probability said when its first trial ran. "
-            "The intervals are those of independent pairs; pairs that share a task are not quite. "
-            "Pairs that ran are not a random sample: the rule kept them, or an audit drew them.",
-            calibration,
-            lambda: [plotting.calibration_curve(calibration)],
-            "" if len(calibration) else no_gain.format("probability"),
-        ),
-    ]
-
-
-def _heatmap(pairs: pd.DataFrame, decided: EliminationRule | None) -> _Exhibit:
-    single = pairs[~pairs["joint"] & (pairs["source"] != "")]
-    scores = single if decided is None else decided.table()
-    # Attribution scores and predicted gains have no common order.
-    learnt = scores["probability"].notna()
-    scores = scores[learnt] if learnt.any() else scores
-    tasks = sorted({*single["source"], *single["target"], *scores["source"], *scores["target"]})
-
-    def square(table: pd.DataFrame, column: str) -> pd.DataFrame:
-        wide = table.pivot(index="source", columns="target", values=column)
-        return wide.reindex(index=tasks, columns=tasks)
-
-    predicted, measured = square(scores, "score"), square(single, "mean_gain")
-    gone = single.assign(gone=single["decision"].str.startswith("eliminated"))
-    crossed = square(gone, "gone").eq(True)
-    data = plotting.pair_heatmap_data(predicted.astype(float), measured.astype(float))
-    why_not = "no pair has a score or a measured gain." if data.empty else ""
-    if len(tasks) > MOST_TASKS:
-        why_not = f"{len(tasks)} tasks are too many to be read; their numbers are in the table."
-    return _Exhibit(
-        "pair_heatmap",
-        "Every pair",
-        "A cross marks a pair that was eliminated in every trial; where it has a measured gain "
-        "too, an audit trial ran it. Grey: not scored, or not measured.",
-        data,
-        lambda: [
-            plotting.pair_heatmap(
-                predicted.astype(float), measured.astype(float), eliminated=crossed
-            )
-        ],
-        why_not,
-    )
-
-
-def _tradeoff(
-    trials: pd.DataFrame,
-    pairs: pd.DataFrame,
-    decided: EliminationRule | None,
-    attribution_seconds: float,
-) -> _Exhibit:
-    single = pairs[~pairs["joint"] & (pairs["source"] != "")]
-    paid = attribution_seconds if "seconds" in trials else 0.0
-    ways = {"the search's last scores": single} if decided is None else {"the rule": decided}
-    data = plotting.savings_regret_curve_data(trials, ways, attribution_seconds=paid)
-    return _Exhibit(
-        "savings_regret_curve",
-        "What keeping fewer sources saves, and what it loses",
-        "Measured on an exhaustive search's trials: each target's best trial is chosen on the dev "
-        "split and reported on the test split, so a share can exceed 100%. A rule that learnt "
-        "from these same targets flatters itself here.",
-        data,
-        lambda: [plotting.savings_regret_curve(data)],
-        "",
-    )
-
-
-def _map(embeddings: Mapping[str, TaskEmbedding]) -> _Exhibit:
-    data = plotting.task_map_data(embeddings)
-    return _Exhibit(
-        "task_map",
-        "Tasks by the similarity of their attributions",
-        "Classical scaling: what the two axes do not show, their labels say.",
-        data,
-        lambda: [plotting.task_map(data)],
-        "",
-    )
-
-
-def _rankings(decided: EliminationRule, records: Iterable[TrialRecord]) -> _Exhibit:
-    targets = list(dict.fromkeys(decided.table()["target"]))
-    count = pd.Series([record.target for record in records]).value_counts()
-    targets.sort(key=lambda target: (-count.get(target, 0), str(target)))
-    by_target = {target: plotting.source_ranking_data(decided, target) for target in targets}
-    drawn = targets[:MOST_RANKINGS]
-    some = f"The {len(drawn)} targets with most trials of {len(targets)}. "
-    return _Exhibit(
-        "source_ranking",
-        "Sources of a target",
-        (some if len(drawn) < len(targets) else "") + "As the rule ranks and decides them.",
-        pd.concat([table.assign(target=target) for target, table in by_target.items()])
-        if by_target
-        else pd.DataFrame(columns=["source", "target"]),
-        lambda: [plotting.source_ranking(by_target[target], target) for target in drawn],
-        "",
-    )
 
 
 def _as_of_now(
@@ -356,6 +135,12 @@ def _as_of_now(
         return rule.refitted(transfers_from_records(records, maximize=maximize))
     except ValueError:
         return rule.refitted()
+
+
+def _negated(trials: pd.DataFrame) -> pd.DataFrame:
+    """Turn the scores of an exhaustive search around, for `regret` takes the higher as better."""
+    scores = [column for column in ("dev", "test") if column in trials]
+    return trials.assign(**{column: -trials[column] for column in scores})
 
 
 def _headline(savings: Savings) -> str:

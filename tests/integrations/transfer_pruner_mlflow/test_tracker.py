@@ -71,10 +71,10 @@ def test_one_run_holds_the_headline_the_metrics_and_the_pairs(
     pairs = pd.read_csv(path, keep_default_na=False).set_index(["source", "target"])
     assert pairs.loc[("bad", "t2"), "decision"] == "eliminated"
     assert pairs.loc[("bad", "t2"), "reason"] == "rank 9 of 9"
-    assert pairs.loc[("bad", "t2"), "measured_gain"] == ""
-    assert pairs.loc[("s1", "t"), "trials"] == 2
-    assert float(pairs.loc[("s1", "t"), "measured_gain"]) == pytest.approx(0.525 - 0.4)
-    assert pairs.loc[("", "t"), "decision"] == "trained"
+    assert pairs.loc[("bad", "t2"), "mean_gain"] == ""
+    assert pairs.loc[("s1", "t"), "trials_trained"] == 2
+    assert float(pairs.loc[("s1", "t"), "mean_gain"]) == pytest.approx(0.525 - 0.4)
+    assert pairs.loc[("", "t"), "decision"] == "single-task baseline"
     assert float(pairs.loc[("s2", "t"), "highest_value"]) == pytest.approx(0.55)
 
 
@@ -88,7 +88,7 @@ def test_mlflow_reads_the_pairs_as_its_own_table(
     client = MlflowClient(current_uri)
     table = client.load_table(str(tracker.experiment_id), "savings/pairs.json")
     assert len(table) == 8
-    assert set(table["decision"]) == {"trained", "eliminated"}
+    assert set(table["decision"]) == {"single-task baseline", "kept", "eliminated"}
 
 
 def test_metrics_come_while_the_search_runs(uri: str, records: list[TrialRecord]) -> None:

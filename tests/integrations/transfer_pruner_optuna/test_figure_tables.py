@@ -1,4 +1,4 @@
-"""What the figures show adds up by hand, and estimates are those of `estimate_savings`."""
+"""A study's figures are drawn from what its trials were marked with, else the rule of now."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
 
 from tests.integrations.transfer_pruner_optuna.told_search import (
     ELIMINATED,
     PAIR_OF,
     SCORES,
+    SPACE,
     one_after_the_other,
+    retold,
     search,
+    told_rule,
     told_study,
 )
-from transfer_pruner import LearningRule, TransferPredictor, TrialRecord, estimate_savings
-from transfer_pruner_optuna import transfers_from_study
-from transfer_pruner_optuna.figure_tables import (
-    finished_steps,
-    gains_table,
-    pair_means,
-    pairs_table,
-    savings_table,
-)
+from transfer_pruner import LearningRule, TransferPredictor
+from transfer_pruner.tables import measured_gains, pairs_table, savings_over_time_data
+from transfer_pruner_optuna import records_from_study, transfers_from_study
+from transfer_pruner_optuna.figure_tables import places, scored_records
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -38,109 +35,68 @@ def study() -> optuna.Study:
 
 
 def test_gains_are_told_trial_by_trial_with_what_was_predicted(study: optuna.Study) -> None:
-    table, why_not = gains_table(study, None, PAIR_OF, None)
-    assert why_not == ""
+    table = measured_gains(scored_records(study, None, PAIR_OF, None))
     expected = [
-        (3, "a", "t", 0.3, 0.1, False, {"lr": 0.1}),
-        (4, "a", "t", 0.3, 0.2, False, {"lr": 0.01}),
-        (7, "c", "t", 0.1, -0.05, True, {"lr": 0.1}),
-        (8, "b", "u", 0.5, 0.1, False, {"lr": 0.1}),
-        (11, "c", "u", 0.0, -0.1, True, {"lr": 0.01}),
+        (3, "a", "t", 0.3, 0.1, False),
+        (4, "a", "t", 0.3, 0.2, False),
+        (7, "c", "t", 0.1, -0.05, True),
+        (8, "b", "u", 0.5, 0.1, False),
+        (11, "c", "u", 0.0, -0.1, True),
     ]
-    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, columns=table.columns))
-
-
-def test_a_pair_that_was_audited_and_later_kept_has_a_point_for_each() -> None:
-    gains = pd.DataFrame(
-        {
-            "source": ["a", "a", "a"],
-            "target": ["t", "t", "t"],
-            "predicted": [0.1, 0.2, 0.4],
-            "gain": [0.5, 0.1, 0.3],
-            "audit": [True, False, False],
-        }
+    columns = ["number", "source", "target", "score", "gain", "audit"]
+    pd.testing.assert_frame_equal(
+        table[columns], pd.DataFrame(expected, columns=columns), check_dtype=False
     )
-    means = pair_means(gains).set_index("audit")
-    assert means.loc[True, "gain"] == 0.5
-    assert means.loc[False, "gain"] == pytest.approx(0.2)
-    assert means.loc[False, "predicted"] == pytest.approx(0.3)
 
 
 def test_a_learning_rule_scores_by_what_it_has_learnt_from_the_study() -> None:
     study = search(None)
     pairs = pd.DataFrame(list(SCORES), columns=["source", "target"])
     learning = LearningRule(TransferPredictor(), refit_every=4, min_targets=1, pairs=pairs)
-    table, _ = gains_table(study, learning, PAIR_OF, None)
+    table = measured_gains(scored_records(study, learning, PAIR_OF, None))
     # Eight complete trials are a whole multiple of four: it has learnt from all of them.
     taught = learning.refitted(transfers_from_study(study))
     expected = [taught.decide(row.source, row.target).score for row in table.itertuples()]
-    np.testing.assert_equal(table["predicted"].tolist(), expected)
+    np.testing.assert_equal(table["score"].tolist(), expected)
     assert np.isfinite(expected).any()
 
 
+def test_what_a_trial_was_marked_with_is_not_overruled(study: optuna.Study) -> None:
+    marked = scored_records(study, None, PAIR_OF, None)
+    assert scored_records(study, told_rule(), PAIR_OF, None) == marked
+    scored = scored_records(search(None), told_rule(), PAIR_OF, None)
+    assert {r.score for r in scored if (r.source, r.target) == ("c", "t")} == {0.1}
+    assert all(math.isnan(record.score) for record in scored if record.source is None)
+
+
 def test_savings_add_up_by_hand(study: optuna.Study) -> None:
-    steps = finished_steps(one_after_the_other(study), PAIR_OF, "trial")
-    assert [at for at, _ in steps] == list(range(13))
-    table = savings_table(steps, single_task_seconds=0, attribution_seconds=0, confidence=0.9)
+    records = records_from_study(one_after_the_other(study))
+    table = savings_over_time_data(records)
     # Fewer trials than checkpoints: every trial is one.
-    assert table["trials"].tolist() == list(range(1, 14))
+    assert table["number"].tolist() == list(range(13))
     eliminated = np.array([sum(n <= at for n in ELIMINATED) for at in range(13)])
     ran = np.arange(1, 14) - eliminated
     np.testing.assert_allclose(table["seconds_spent"], 10 * ran + eliminated)
     # Every trial that ran took ten seconds, and deciding one: nine saved, and no doubt about it.
-    for column in ("estimated_seconds_saved", "estimated_low", "estimated_high"):
-        np.testing.assert_allclose(table[column], 9 * eliminated, atol=1e-9)
+    for column in ("", "_low", "_high"):
+        estimate = table[f"estimated_seconds_saved{column}"]
+        np.testing.assert_allclose(estimate, 9 * eliminated, atol=1e-9)
 
 
-def test_before_anything_trained_the_estimate_is_left_open() -> None:
-    records = [
-        TrialRecord(0, "a", "t", "eliminated", 1.0),
-        TrialRecord(1, "b", "t", "trained", 10.0),
-    ]
-    table = savings_table(
-        list(enumerate(records)), single_task_seconds=0, attribution_seconds=0, confidence=0.9
-    )
-    assert math.isnan(table["estimated_seconds_saved"][0])
-    assert table["seconds_spent"].tolist() == [1.0, 11.0]
-    assert table["estimated_seconds_saved"][1] == pytest.approx(9.0)
-
-
-RECORDS = st.lists(
-    st.builds(
-        TrialRecord,
-        number=st.integers(0, 10**6),
-        source=st.sampled_from([None, "a", "b"]),
-        target=st.just("t"),
-        outcome=st.sampled_from(["trained", "eliminated", "failed"]),
-        seconds=st.floats(0, 1e4),
-        hyperparameters=st.fixed_dictionaries({"lr": st.sampled_from([0.1, 0.01])}),
-    ),
-    min_size=1,
-    max_size=80,
-)
-
-
-@settings(max_examples=15, deadline=None)
-@given(RECORDS)
-def test_the_last_checkpoint_is_the_estimate_of_the_whole_search(
-    records: list[TrialRecord],
-) -> None:
-    table = savings_table(
-        list(enumerate(records)), single_task_seconds=3, attribution_seconds=2, confidence=0.9
-    )
-    whole = estimate_savings(records, single_task_seconds=3, attribution_seconds=2)
-    last = table.iloc[-1]
-    assert last["trials"] == len(records)
-    assert len(table) == min(len(records), 50)
-    assert table["seconds_spent"].is_monotonic_increasing
-    np.testing.assert_equal(
-        [last["estimated_seconds_saved"], last["estimated_low"], last["estimated_high"]],
-        [whole.estimated_seconds_saved, *whole.estimated_seconds_saved_interval],
-    )
+def test_trials_stand_by_their_numbers_or_by_when_they_finished(study: optuna.Study) -> None:
+    trials = one_after_the_other(study).get_trials()
+    assert places(trials, PAIR_OF, "trial") == {number: number for number in range(13)}
+    # The first trial starts at 2 and outlasts all others, as on another worker.
+    times = [(2.0, 100.0)] + [(3.0 + n, 4.0 + n) for n in range(1, 13)]
+    trials = retold(study, times).get_trials()
+    expected = {0: 98.0} | {n: 2.0 + n for n in range(1, 13)}
+    assert places(trials, PAIR_OF, "seconds") == expected
 
 
 def test_a_pair_is_told_with_its_trials_eliminations_and_mean_gain(study: optuna.Study) -> None:
-    table = pairs_table(study, None, PAIR_OF, None).set_index(["source", "target"])
+    table = pairs_table(scored_records(study, None, PAIR_OF, None))
+    columns = ["score", "trials", "trials_eliminated", "trials_audited", "mean_gain"]
+    table = table[table["source"] != ""].set_index(["source", "target"]).sort_index()[columns]
     expected = pd.DataFrame(
         [
             ("a", "t", 0.3, 2, 0, 0, 0.15),
@@ -151,6 +107,30 @@ def test_a_pair_is_told_with_its_trials_eliminations_and_mean_gain(study: optuna
             ("c", "u", 0.0, 2, 1, 1, -0.1),
             ("u", "t", -0.3, 1, 1, 0, math.nan),
         ],
-        columns=["source", "target", "predicted", "trials", "eliminated", "audited", "gain"],
+        columns=["source", "target", *columns],
     ).set_index(["source", "target"])
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_gains_are_those_that_a_predictor_learns_from_whichever_way_the_study_goes(
+    direction: str,
+) -> None:
+    study = search(told_rule(), direction=direction)
+    # What a pruner stopped has a value of fewer steps: it is no result.
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            params={"source": "a", "target": "t", "lr": 0.1},
+            distributions=SPACE,
+            intermediate_values={0: 0.99},
+        )
+    )
+    learnt = transfers_from_study(study).groupby(["source", "target"])["gain"].mean()
+    table = pairs_table(scored_records(study, None, PAIR_OF, None))
+    shown = table[table["source"] != ""].set_index(["source", "target"])["mean_gain"].dropna()
+    assert shown.to_dict() == pytest.approx(learnt.to_dict())
+    assert shown["a", "t"] == pytest.approx(0.15 if direction == "maximize" else -0.15)
+    row = table.set_index(["source", "target"]).loc[("a", "t")]
+    assert row["highest_value"] == 0.6
+    assert row["trials_trained"] == 3

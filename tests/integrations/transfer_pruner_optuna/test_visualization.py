@@ -25,8 +25,10 @@ from tests.integrations.transfer_pruner_optuna.told_search import (
     told_study,
 )
 from transfer_pruner import Decision, EliminationRule
+from transfer_pruner.plotting import style
+from transfer_pruner.tables import measured_gains
 from transfer_pruner_optuna import gate
-from transfer_pruner_optuna.figure_tables import finished_steps, gains_table, pair_means
+from transfer_pruner_optuna.figure_tables import scored_records
 from transfer_pruner_optuna.visualization import (
     _correlation,
     plot_gains,
@@ -82,10 +84,6 @@ def test_every_trial_with_a_gain_is_a_point_and_audit_trials_are_marked_otherwis
 
 
 def test_a_point_a_pair_is_the_mean_of_its_trials(study: optuna.Study) -> None:
-    means = pair_means(gains_table(study, None, PAIR_OF, None)[0])
-    by_pair = {(row.source, row.target): row for row in means.itertuples()}
-    assert by_pair["a", "t"].gain == pytest.approx(0.15)
-    assert by_pair["a", "t"].trials == 2
     kept, audited = plot_gains(study, per_pair=True).data
     assert dict(zip(kept.x, kept.y, strict=True)) == pytest.approx({0.3: 0.15, 0.5: 0.1})
     assert len(audited.x) == 2
@@ -98,7 +96,7 @@ def test_the_correlation_within_targets_ignores_what_scores_of_two_targets_say()
         {
             "source": ["a", "b", "c"] * 2 + ["a"],
             "target": ["t"] * 3 + ["u"] * 3 + ["v"],
-            "predicted": [1.0, 2.0, 3.0, 11.0, 12.0, 13.0, 2.5],
+            "score": [1.0, 2.0, 3.0, 11.0, 12.0, 13.0, 2.5],
             "gain": [0.4, 0.5, 0.6, 0.1, 0.2, 0.3, 0.35],
         }
     )
@@ -168,12 +166,11 @@ def test_over_seconds_trials_stand_in_the_order_in_which_they_finished(
 ) -> None:
     # The first trial starts at 2 and outlasts all others, as on another worker.
     times = [(2.0, 100.0)] + [(3.0 + n, 4.0 + n) for n in range(1, 13)]
-    steps = finished_steps(retold(study, times), PAIR_OF, "seconds")
-    assert [record.number for _, record in steps] == [*range(1, 13), 0]
-    assert [at for at, _ in steps] == [*(2.0 + n for n in range(1, 13)), 98.0]
     figure = plot_savings(retold(study, times), x="seconds")
     assert traces(figure)["eliminated trials"].x == (8.0, 11.0, 12.0, 14.0)
-    assert traces(figure)["seconds spent (measured)"].y[-1] == pytest.approx(98 + 12)
+    spent = traces(figure)["seconds spent (measured)"]
+    assert list(spent.x) == [*(2.0 + n for n in range(1, 13)), 98.0]
+    assert spent.y[-1] == pytest.approx(98 + 12)
 
 
 def test_an_axis_that_is_not_there_is_refused(study: optuna.Study) -> None:
@@ -227,6 +224,17 @@ def test_without_baseline_trials_pairs_are_marked_and_no_gain_is_drawn(
 
 
 # Any study.
+
+
+def test_a_role_has_the_colour_that_it_has_in_the_core_s_figures(study: optuna.Study) -> None:
+    kept, audited = plot_gains(study).data
+    assert (kept.marker.color, audited.marker.color) == (style.KEPT, style.AUDITED)
+    by_name = traces(plot_savings(study))
+    assert by_name["eliminated trials"].marker.color == style.ELIMINATED
+    assert by_name["estimated seconds saved"].line.color == style.SAVED
+    assert by_name["seconds spent (measured)"].line.color == style.NEUTRAL
+    band = by_name["90% interval of the estimate"].fillcolor
+    assert band == "rgba(0, 158, 115, 0.22)"
 
 
 def test_names_of_parameters_a_fixed_target_and_joint_trials() -> None:
@@ -286,7 +294,7 @@ def test_trials_that_a_pruner_stopped_have_run_and_have_no_gain(study: optuna.St
             intermediate_values={0: 0.99},
         )
     )
-    assert len(gains_table(study, None, PAIR_OF, None)[0]) == 5
+    assert len(measured_gains(scored_records(study, None, PAIR_OF, None))) == 5
     dots = traces(plot_pairs(study))["ran, no gain measured"]
     assert ("a", "u") in zip(dots.y, dots.x, strict=True)
 

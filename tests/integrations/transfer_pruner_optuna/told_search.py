@@ -64,7 +64,10 @@ def search(rule: EliminationRule | None, **study_arguments: object) -> optuna.St
             raise RuntimeError("out of memory")
         return (trial.number, value) if "directions" in study_arguments else value
 
-    study = optuna.create_study(**(study_arguments or {"direction": "maximize"}))
+    # Audits are drawn by the study's name: this one draws AUDITED.
+    study = optuna.create_study(
+        study_name="told 33", **(study_arguments or {"direction": "maximize"})
+    )
     for source, target, lr, _ in TRIALS:
         study.enqueue_trial({"source": source, "target": target, "lr": lr})
     gated = gate(objective, rule, search_space=SPACE, audit_fraction=0.4) if rule else objective

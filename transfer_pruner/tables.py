@@ -1,0 +1,346 @@
+"""The tables of one search, made once, for figures, report, MLflow and terminal.
+
+What they must satisfy: what is called measured was measured and an estimate is named one; a
+positive gain is an improvement, whichever way the search goes; and a column means the same in every
+table.
+
+================================= ==================================================================
+number                            the host's number of a trial
+source, target                    names of tasks; the source is empty for the single-task baseline,
+                                  joint sources stand in one cell
+joint                             whether there are several sources
+decision                          what became of a pair, in words
+score, probability, reason        what the rule said: in a table of pairs, last
+predicted                         the score that was said before a pair's first trial ran
+gain                              measured; in a table of pairs that ran, the mean over their trials
+mean_gain                         the same in a table of all pairs; NaN where nothing was measured
+highest_value, lowest_value       of the objective, over a pair's trials
+trials_trained, trials_eliminated how many; of the trained ones ``trials_audited`` were eliminated
+trials_failed, trials             and ran all the same; ``trials`` are those that are counted here
+audit                             whether the pair was eliminated and the trial ran all the same
+seconds, seconds_spent            wall-clock, measured
+estimated_seconds_saved           an estimate; ``_low`` and ``_high`` bound it
+================================= ==================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_pruner.audit import share_interval
+from transfer_pruner.records import TrialRecord, is_maximizing
+from transfer_pruner.savings import estimate_savings
+from transfer_pruner.tasks import source_name
+from transfer_pruner.transfers import transfers_from_records
+
+PAIR = ["source", "target"]
+CHECKPOINTS = 40
+
+_PAIR = [*PAIR, "joint"]
+_PAIRS = [
+    *(*PAIR, "decision", "score", "probability", "reason", "trials", "trials_trained"),
+    *("trials_eliminated", "trials_audited", "trials_failed", "mean_gain", "highest_value"),
+    *("lowest_value", "seconds", "joint"),
+]
+_GAINS: dict[str, Any] = {
+    "number": int,
+    "source": object,
+    "target": object,
+    "gain": float,
+    "score": float,
+    "probability": float,
+    "seconds": float,
+    "audit": bool,
+    "joint": bool,
+}
+
+
+def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
+    """Tabulate the trials of a search: with it every other table can be redone.
+
+    Returns
+    -------
+    DataFrame
+        One row a record, in their order: its attributes, as `TrialRecord` says, and joint.
+    """
+    names = [field.name for field in fields(TrialRecord)]
+    rows = [
+        {name: getattr(record, name) for name in names}
+        | {"source": source_name(record.source), "joint": isinstance(record.source, tuple)}
+        for record in records
+    ]
+    return pd.DataFrame(rows, columns=[*names, "joint"])
+
+
+def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None) -> pd.DataFrame:
+    """Tabulate what became of each pair of a search; joint sources are one row.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
+
+    Returns
+    -------
+    DataFrame
+        By target and score, the single-task baseline first: source (empty for the baseline),
+        target, decision, score, probability, reason (what was last said of the pair), trials,
+        trials_trained, trials_eliminated, trials_audited (of the trained ones), trials_failed,
+        mean_gain, highest_value, lowest_value, seconds (all measured), joint.
+    """
+    records = sorted(records, key=lambda record: record.number)
+    trials = trials_table(records)
+    outcome, audit = trials["outcome"], trials["audit"].astype(bool)
+    counted: dict[str, Any] = {"trials": 1}
+    counted |= {f"trials_{x}": outcome == x for x in ("trained", "eliminated", "failed")}
+    counted["trials_audited"] = counted["trials_trained"] & audit
+    trials = trials.assign(
+        **counted,
+        kept=(outcome != "eliminated") & ~audit,
+        # What came with a score counts, else what came with a reason, else what is there.
+        weight=np.where(trials["score"].notna(), 2, trials["reason"] != ""),
+    )
+    last = trials.sort_values("weight", kind="stable").drop_duplicates(_PAIR, keep="last")
+    table = last.set_index(_PAIR)[["score", "probability", "reason"]]
+    pairs = trials.groupby(_PAIR, sort=False)
+    all_kept = pairs["kept"].all()
+    decision = np.select(
+        [all_kept, pairs["kept"].any(), pairs["audit"].any()],
+        ["kept", "kept in some trials, eliminated in others", "eliminated, audited"],
+        "eliminated",
+    )
+    table["decision"] = pd.Series(decision, all_kept.index, dtype=object)
+    table[list(counted)] = pairs[list(counted)].sum()
+    table["mean_gain"] = measured_gains(records, maximize=maximize).groupby(_PAIR)["gain"].mean()
+    table["highest_value"], table["lowest_value"] = pairs["value"].max(), pairs["value"].min()
+    table["seconds"] = pairs["seconds"].sum()
+    table = table.reset_index()
+    table["pair"] = table["source"] != ""
+    table.loc[~table["pair"], "decision"] = "single-task baseline"
+    table = table.sort_values(
+        ["target", "pair", "score", "source"], ascending=[True, True, False, True], kind="stable"
+    )
+    return table[_PAIRS].reset_index(drop=True)
+
+
+def measured_gains(records: Iterable[TrialRecord], *, maximize: bool | None = None) -> pd.DataFrame:
+    """Tabulate the measured gain of every trial that has one.
+
+    Gains are those of `transfers_from_records`; where less is better, positive is better all the
+    same. A joint trial's gain is measured as any other's, its sources taken for one.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
+
+    Returns
+    -------
+    DataFrame
+        One row for each trial that trained with a source, has a value, and whose target has a
+        baseline trial: number, source (of a joint trial all of them in one cell), target, gain,
+        score, probability, seconds, audit, joint. If there is none it is empty, and
+        ``table.attrs["why_empty"]`` says why.
+    """
+    records = list(records)
+    better = is_maximizing(records, maximize)
+    # A name that is no task's: the sources of a joint trial may read as its target does.
+    named = [r if r.source is None else replace(r, source=f"to {r.target}") for r in records]
+    try:
+        known = transfers_from_records(named, maximize=better)
+    except ValueError as error:
+        table = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _GAINS.items()})
+        table.attrs["why_empty"] = str(error)
+        return table
+    targets = set(known["target"])
+    measured = [
+        record
+        for record in records
+        if record.outcome == "trained"
+        and math.isfinite(record.value)
+        and record.source is not None
+        and record.target in targets
+    ]
+    gains: pd.Series = known["gain"].astype(float)
+    return trials_table(measured).assign(gain=gains)[list(_GAINS)]
+
+
+def savings_over_time_data(
+    records: Iterable[TrialRecord],
+    *,
+    single_task_seconds: float = 0.0,
+    attribution_seconds: float = 0.0,
+    confidence: float = 0.9,
+    checkpoints: int = CHECKPOINTS,
+    order: Callable[[TrialRecord], Any] | None = None,
+) -> pd.DataFrame:
+    """Say at some points of a search what `estimate_savings` says of the trials up to there.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    single_task_seconds, attribution_seconds, confidence
+        As for `estimate_savings`.
+    checkpoints : int
+        How many points at most.
+    order : callable, optional
+        Sorts the records, such as by when they finished; left out, their numbers do.
+
+    Returns
+    -------
+    DataFrame
+        trials (how many, in that order), number (of the last one), seconds_spent (measured),
+        estimated_seconds_saved and its interval's _low and _high, trials_eliminated. The last row
+        is what is said of the whole search; estimates are NaN until a trial has trained.
+
+    Raises
+    ------
+    ValueError
+        If `checkpoints` is below 1.
+    """
+    if checkpoints < 1:
+        raise ValueError(f"checkpoints must be a whole number from 1 but got {checkpoints}.")
+    ordered = sorted(records, key=order or (lambda record: record.number))
+    first = min(1, len(ordered))
+    rows = []
+    for count in np.unique(np.linspace(first, len(ordered), checkpoints).round().astype(int)):
+        if not count:
+            break
+        savings = estimate_savings(
+            ordered[:count],
+            single_task_seconds=single_task_seconds,
+            attribution_seconds=attribution_seconds,
+            confidence=confidence,
+        )
+        spent, saved = savings.seconds_spent, savings.estimated_seconds_saved
+        interval = savings.estimated_seconds_saved_interval
+        number = ordered[count - 1].number
+        rows.append((int(count), number, spent, saved, *interval, savings.trials_eliminated))
+    estimate = "estimated_seconds_saved"
+    names = ["trials", "number", "seconds_spent", estimate, f"{estimate}_low", f"{estimate}_high"]
+    return pd.DataFrame(rows, columns=[*names, "trials_eliminated"])
+
+
+def calibration_curve_data(
+    records: Iterable[TrialRecord],
+    *,
+    maximize: bool | None = None,
+    bins: int = 10,
+    confidence: float = 0.9,
+) -> pd.DataFrame:
+    """Count how often the predicted probabilities of a positive gain came true.
+
+    A pair counts once: the mean gain of its trials, and what was predicted when the first of them
+    ran, before a rule that learns could know the pair's own gain. Joint trials are left out, for
+    the probability is of one of their sources.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
+    bins : int
+        Of equal width; those without a pair are left out.
+    confidence : float in (0, 1)
+        Of Clopper and Pearson's interval, as if pairs were independent.
+
+    Returns
+    -------
+    DataFrame
+        bin_low, bin_high, predicted (mean probability), pairs, positive, observed (their share),
+        low, high.
+
+    Raises
+    ------
+    ValueError
+        If `bins` is below 1, or `confidence` out of range.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be a whole number from 1 but got {bins}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")
+    pairs = _foretold(records, maximize)
+    pairs = pairs[pairs["probability"].notna()]
+    # The tolerance keeps 0.3 of ten bins out of the bin below, where 0.3 * 10 would round to.
+    bin_of = np.floor(pairs["probability"] * bins + 1e-9).clip(0, bins - 1).astype(int)
+    rows = []
+    for at, group in pairs.groupby(bin_of):
+        count, positive = len(group), int((group["gain"] > 0).sum())
+        bounds = share_interval(positive, count, confidence)
+        edges = (int(at) / bins, (int(at) + 1) / bins)
+        mean = group["probability"].mean()
+        rows.append((*edges, mean, count, positive, positive / count, *bounds))
+    names = ["bin_low", "bin_high", "predicted", "pairs", "positive", "observed", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def predicted_and_measured_data(
+    records: Iterable[TrialRecord], *, maximize: bool | None = None
+) -> pd.DataFrame:
+    """Tabulate prediction and mean measured gain of the pairs that ran.
+
+    The prediction is that of a pair's first trial, as in `calibration_curve_data`. Joint trials are
+    left out. Where a rule learnt as the search ran, so are the pairs that it had scored by
+    attributions before: the two scores have no common unit.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
+
+    Returns
+    -------
+    DataFrame
+        source, target, predicted, probability, gain, trials, audit (whether one of its trials ran
+        though the pair was eliminated).
+    """
+    pairs = _foretold(records, maximize)
+    pairs = pairs[np.isfinite(pairs["predicted"])]
+    learnt = pairs["probability"].notna()
+    table: pd.DataFrame = pairs[learnt] if learnt.any() else pairs
+    return table.reset_index(drop=True)
+
+
+def _foretold(records: Iterable[TrialRecord], maximize: bool | None) -> pd.DataFrame:
+    """Put the mean gain of each single-source pair beside what was predicted before it ran."""
+    gains = measured_gains(records, maximize=maximize)
+    gains = gains[~gains["joint"]].sort_values("number", kind="stable")
+    grouped = gains.groupby(PAIR)
+    table = gains.drop_duplicates(PAIR).set_index(PAIR)[["score", "probability"]]
+    table = table.rename(columns={"score": "predicted"}).sort_index()
+    table["gain"], table["trials"] = grouped["gain"].mean(), grouped.size()
+    table["audit"] = grouped["audit"].any()
+    return table.reset_index()
+
+
+def rank_correlations(pairs: pd.DataFrame, predicted: str = "predicted") -> tuple[float, pd.Series]:
+    """Say how well the order of pairs was predicted: Spearman's correlation with the gain.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        One row a pair: target, gain and the column `predicted`.
+    predicted : str
+
+    Returns
+    -------
+    over_all, within : float, Series
+        Over all pairs, and of each target with three pairs or more: two are always in perfect order
+        or in its reverse. NaN, and left out, where all are alike.
+    """
+
+    def spearman(rows: pd.DataFrame) -> float:
+        ranks = rows[predicted].rank(), rows["gain"].rank()
+        return ranks[0].corr(ranks[1]) if all(rank.nunique() > 1 for rank in ranks) else math.nan
+
+    within = {name: spearman(rows) for name, rows in pairs.groupby("target") if len(rows) > 2}
+    return spearman(pairs), pd.Series(within, dtype=float).dropna()
