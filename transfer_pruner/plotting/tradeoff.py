@@ -236,7 +236,8 @@ class _Search:
         self.scored_by = {"chosen_by": chosen_by, "reported": reported}
         sources, targets = pair_columns(trials, *_PAIR)
         alone = np.array([is_baseline(*p) for p in zip(sources, targets, strict=True)], dtype=bool)
-        trials = trials.assign(source=np.where(alone, targets, sources)).reset_index(drop=True)
+        trials = trials.assign(source=np.where(alone, targets, sources), target=targets)
+        trials = trials.reset_index(drop=True)
         seconds = trials["seconds"] if self.seconds_measured else pd.Series(1.0, trials.index)
         self.total, self.overhead = float(seconds.sum()), attribution_seconds
         pairs = trials[~alone].assign(_seconds=seconds[~alone])
@@ -260,7 +261,9 @@ class _Search:
             return np.asarray(chosen.predict(self.pairs.rename(columns=columns)), dtype=float)
         table = chosen.table() if isinstance(chosen, EliminationRule) else chosen
         check_columns(table, (*_PAIR, "score"), "EliminationRule.table")
-        known = {(s, t): score for s, t, score in table[[*_PAIR, "score"]].itertuples(index=False)}
+        known = dict(
+            zip(zip(*pair_columns(table, *_PAIR), strict=True), table["score"], strict=True)
+        )
         return np.array([known.get(pair, np.nan) for pair in self.pair_keys], dtype=float)
 
     def ranks(self, scores: FloatArray) -> FloatArray:
@@ -279,26 +282,25 @@ class _Search:
         ten times as fast as once for each.
         """
         paid = self.overhead if overhead is None else overhead
-        target_of, targets = pd.factorize(self.best["target"])
-        code = {target: at for at, target in enumerate(targets)}
         sources = self.best["source"].to_numpy(dtype=object, copy=True)
         sources[self.best["source"] == self.best["target"]] = None
+        targets = self.best["target"].to_numpy(dtype=object)
         at_once = max(1, MOST_ROWS // len(self.best))
         for start in range(0, len(ways), at_once):
             some = ways[start : start + at_once]
             many = self.best.iloc[np.tile(np.arange(len(self.best)), len(some))].assign(
                 source=np.tile(sources, len(some)),
-                target=np.repeat(np.arange(len(some)) * len(targets), len(self.best))
-                + np.tile(target_of, len(some)),
+                target=[f"{way} {target}" for way in range(len(some)) for target in targets],
             )
-            kept: Any = {
-                (source, way * len(targets) + code[target])
+            kept = {
+                (source, f"{way} {target}")
                 for way, chosen in enumerate(some)
                 for (source, target), keeps in zip(self.pair_keys, chosen, strict=True)
-                if keeps and target in code
+                if keeps
             }
             lost = regret(many.reset_index(drop=True), kept, **self.scored_by).by_target
-            mean = lost.sort_index().to_numpy(dtype=float).reshape(len(some), -1).mean(axis=1)
+            way_of = [int(name.partition(" ")[0]) for name in lost.index]
+            mean = lost.groupby(way_of).mean().to_numpy(dtype=float)
             for chosen, value in zip(some, mean, strict=True):
                 saved = (float(self.cost[~chosen].sum()) - paid) / self.total
                 share = 1 - value / self.attainable if self.attainable > 0 else np.nan

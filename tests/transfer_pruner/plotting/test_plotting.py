@@ -263,6 +263,22 @@ def test_the_curve_is_the_regret_of_each_number_of_sources_kept(seed: int) -> No
         assert at_random.loc[k, "regret_high"] == pytest.approx(ours.loc[k, "regret"])
 
 
+def test_tasks_that_are_numbers_give_the_curve_of_their_names() -> None:
+    numbered = exhaustive().replace({f"task {at}": at for at in range(5)})
+    pairs = numbered.dropna(subset="source").drop_duplicates(["source", "target"])
+    pairs = pairs[["source", "target"]].assign(score=np.arange(len(pairs)))
+    data = plotting.savings_regret_curve_data(numbered, pairs, random_repeats=2)
+    named = {"source": "task {:.0f}".format, "target": "task {:.0f}".format}
+    same = plotting.savings_regret_curve_data(
+        exhaustive(),
+        pairs.assign(**{column: pairs[column].map(write) for column, write in named.items()}),
+        random_repeats=2,
+    )
+    pd.testing.assert_frame_equal(data[data["way"] == "scores"], same[same["way"] == "scores"])
+    kept = data[(data["way"] == "scores")]["regret"]
+    assert kept.iloc[0] > kept.iloc[-1] == 0
+
+
 def test_the_curve_of_a_rule_holds_what_the_rule_decides() -> None:
     trials = exhaustive()
     pairs = trials.dropna(subset="source").drop_duplicates(["source", "target"])
