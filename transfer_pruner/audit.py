@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from transfer_pruner.records import TrialRecord
+from transfer_pruner.records import TrialRecord, is_maximizing
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class AuditEstimate:
 def estimate_audit(
     records: Iterable[TrialRecord],
     *,
-    maximize: bool = True,
+    maximize: bool | None = None,
     confidence: float = 0.9,
     max_gain: float | None = None,
 ) -> AuditEstimate:
@@ -87,8 +87,8 @@ def estimate_audit(
     Parameters
     ----------
     records : iterable of TrialRecord
-    maximize : bool
-        Whether a higher value is better.
+    maximize : bool, optional
+        Whether a higher value is better; what the records say if left out.
     confidence : float in (0, 1)
     max_gain : float, optional
         The largest difference of two scores that there can be. 1 if left out and all values lie
@@ -97,13 +97,14 @@ def estimate_audit(
     Raises
     ------
     ValueError
-        If `confidence` is out of range, or a missed gain exceeds `max_gain`.
+        If `confidence` is out of range, a missed gain exceeds `max_gain`, or the records disagree
+        on whether a higher value is better.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")
     records = list(records)
     valued = [r for r in records if r.outcome == "trained" and math.isfinite(r.value)]
-    sign = 1.0 if maximize else -1.0
+    sign = 1.0 if is_maximizing(records, maximize) else -1.0
     best: dict[str, float] = {}
     for record in valued:
         if not record.audit:
@@ -133,12 +134,12 @@ def estimate_audit(
 
 def share_interval(count: int, n: int, confidence: float) -> tuple[float, float]:
     """Bound a share of which `count` of `n` were seen: Clopper and Pearson 1934, two-sided."""
-    from scipy.stats import beta
+    if not n:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
 
-    tail = (1 - confidence) / 2
-    low = beta.ppf(tail, count, n - count + 1) if count else 0.0
-    high = beta.ppf(1 - tail, count + 1, n - count) if count < n else 1.0
-    return float(low), float(high)
+    found = binomtest(count, n).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
 
 
 def _mean_interval(

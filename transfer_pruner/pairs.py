@@ -6,7 +6,8 @@ that do not match) is NaN: deciding what that means is left to the predictor and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,11 +49,21 @@ def pair_columns(
     return _names(pairs[source]), _names(pairs[target])
 
 
+def named_pairs(pairs: Iterable[tuple[Any, Any]]) -> set[tuple[Any, Any]]:
+    """Collect pairs, their tasks named as `pair_columns` names them."""
+    return {(_name(source), _name(target)) for source, target in pairs}
+
+
 def _names(column: pd.Series) -> NDArray[np.object_]:
     codes, tasks = pd.factorize(column)
-    # Missing ones have the code -1. Several sources stay a tuple.
-    names = [*(task if isinstance(task, tuple) else task_name(task) for task in tasks), None]
+    # Missing ones have the code -1.
+    names = [*map(_name, tasks), None]
     return np.fromiter(names, dtype=object, count=len(names))[codes]
+
+
+def _name(task: Any) -> Any:
+    # Several sources in one cell stay as they are.
+    return task if isinstance(task, tuple) else task_name(task)
 
 
 def ordered_pairs(tasks: Sequence[str]) -> pd.DataFrame:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from transfer_pruner.autologging import unlogged
-from transfer_pruner.pairs import pair_columns
+from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.records import TrialRecord
-from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import FloatArray, Source, is_baseline
 
 
@@ -190,9 +190,16 @@ class Regret:
     by_target: pd.Series
 
 
+class Decides(Protocol):
+    """Anything that decides on pairs, such as an `EliminationRule`."""
+
+    def decide(self, source: Any, target: str) -> Any:
+        """Return what has an attribute ``eliminated``."""
+
+
 def regret(
     trials: pd.DataFrame,
-    kept: EliminationRule | Iterable[tuple[str, str]],
+    kept: Decides | Iterable[tuple[str, str]],
     *,
     chosen_by: str = "dev",
     reported: str = "test",
@@ -207,8 +214,8 @@ def regret(
     trials : DataFrame
         Columns source, target and the two scores; one row a trial, hyperparameters and all. Every
         target needs a baseline trial (source None, or the target itself).
-    kept : EliminationRule or iterable of (source, target)
-        The pairs that are not eliminated.
+    kept : rule or iterable of (source, target)
+        What decides on pairs, or the pairs that are not eliminated.
     chosen_by, reported : str
         Columns: the score that trials are chosen by and the score that is reported. Higher is
         better.
@@ -222,6 +229,7 @@ def regret(
     for parameter, column in (("chosen_by", chosen_by), ("reported", reported)):
         if column not in trials.columns:
             raise ValueError(f"{parameter} is {column!r}, which is no column of trials.")
+    trials = trials.assign(target=targets)
     pairs = list(zip(sources, targets, strict=True))
     baseline = np.array([is_baseline(*pair) for pair in pairs], dtype=bool)
     lacking = sorted(set(targets) - set(targets[baseline]))
@@ -229,11 +237,11 @@ def regret(
         raise ValueError(
             f"trials have no single-task baseline (source None) for the target {lacking[0]!r}."
         )
-    if isinstance(kept, EliminationRule):
+    if hasattr(kept, "decide"):
         surviving = [not kept.decide(*pair).eliminated for pair in pairs]
     else:
-        kept = set(kept)
-        surviving = [pair in kept for pair in pairs]
+        named = named_pairs(kept)
+        surviving = [pair in named for pair in pairs]
 
     def best(rows: NDArray[np.bool_]) -> pd.Series:
         candidates = trials[rows]
@@ -282,7 +290,10 @@ def _avoided_seconds(
         draws += count * means + rng.normal(0.0, spread * math.sqrt(count), n_resamples)
     means = pd.Series(seconds).groupby(groups[: len(trained)]).transform("mean").to_numpy()
     order = np.argsort([record.number for record in trained], kind="stable")
-    return float(mean), draws * _another_time((seconds / means)[order], n_resamples, rng)
+    # Trials that took no time at all cannot tell how unsteady the machine is.
+    order = order[means[order] > 0]
+    relative = seconds[order] / means[order]
+    return float(mean), draws * _another_time(relative, n_resamples, rng)
 
 
 def _another_time(relative: FloatArray, n_resamples: int, rng: np.random.Generator) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ def test_where_less_is_better_a_lower_value_is_the_missed_one() -> None:
     estimate = estimate_audit([kept(0.5), audited(0.4), audited(0.6)], maximize=False)
     assert estimate.false_eliminations == 1
     assert estimate.missed_gain == pytest.approx(0.05)
+
+
+def test_the_records_say_which_way_is_better() -> None:
+    losses = [replace(record, maximize=False) for record in (kept(0.5), audited(0.4), audited(0.6))]
+    assert estimate_audit(losses) == estimate_audit(losses, maximize=False)
+    assert estimate_audit(losses).false_eliminations == 1
+    with pytest.raises(ValueError, match="some maximize and some minimize"):
+        estimate_audit([*losses, kept(0.5)])
 
 
 def test_without_audit_trials_nothing_is_claimed() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from transfer_pruner import EliminationRule, TrialRecord, estimate_savings, regret
+from transfer_pruner import Decision, EliminationRule, TrialRecord, estimate_savings, regret
 
 
 def trained(number: int, seconds: float, **hyperparameters: object) -> TrialRecord:
@@ -71,6 +71,20 @@ def test_a_machine_that_is_slower_at_times_widens_the_interval() -> None:
         low, high = estimate_savings(records, n_resamples=300).estimated_seconds_saved_interval
         covered += low <= seconds[60:].sum() - 0.12 <= high
     assert covered >= 168
+
+
+@pytest.mark.filterwarnings("error")
+def test_trials_that_took_no_time_do_not_hide_how_unsteady_the_machine_is() -> None:
+    slow_at_times = [trained(i, 1.0 + (i >= 30) + 0.01 * (i % 3), cached=0) for i in range(60)]
+    no_time = [trained(100 + i, 0.0, cached=1) for i in range(20)]
+    gone = [eliminated(200 + i, cached=0) for i in range(5)]
+    low, high = estimate_savings([*slow_at_times, *gone]).estimated_seconds_saved_interval
+    with_them = estimate_savings([*slow_at_times, *no_time, *gone])
+    assert with_them.estimated_seconds_saved_interval == pytest.approx((low, high), rel=0.1)
+    # Where nothing took any time, nothing is saved, and nothing is said of the machine.
+    nothing = estimate_savings([*no_time, eliminated(200, cached=1)])
+    assert nothing.estimated_seconds_saved == pytest.approx(-0.01)
+    assert nothing.estimated_seconds_saved_interval == pytest.approx((-0.01, -0.01))
 
 
 def test_the_order_in_which_records_are_given_is_no_order_in_time() -> None:
@@ -177,6 +191,24 @@ def test_regret_of_a_rule(trials: pd.DataFrame) -> None:
     with pytest.warns(match="does not know the pair"):
         found = regret(trials, rule)
     assert found.by_target["t"] == pytest.approx(-0.05)
+
+
+def test_regret_of_anything_that_decides_and_of_tasks_that_are_numbers(
+    trials: pd.DataFrame,
+) -> None:
+    class NothingFrom:
+        def decide(self, source: str | None, target: str) -> Decision:
+            return Decision(source == "1", 0.0, 0.5, "")
+
+    numbers = {"a": 1, "b": 2, "t": 3.0, "u": 4}
+    mapped = trials.assign(
+        source=trials["source"].map(numbers), target=trials["target"].map(numbers)
+    )
+    expected = regret(trials, [("b", "t"), ("b", "u")])
+    for kept in (NothingFrom(), [(2, 3), (2, 4)], [("2", "3"), ("2", "4")]):
+        found = regret(mapped, kept)
+        assert found.by_target.tolist() == expected.by_target.tolist()
+        assert found.by_target.index.tolist() == ["3", "4"]
 
 
 def test_regret_without_a_baseline_or_column_is_refused(trials: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.pairs import ordered_pairs, pair_features
 from transfer_pruner.plotting.style import (
@@ -64,21 +65,22 @@ def task_map_data(embeddings: Mapping[str, TaskEmbedding]) -> pd.DataFrame:
         task, x, y; ``attrs["shares"]`` holds the share of the squared distances that each axis
         shows.
     """
+    from sklearn.decomposition import KernelPCA
+
     similarity = task_similarity(embeddings)
-    values = similarity.to_numpy()
-    centring = np.eye(len(values)) - 1 / max(len(values), 1)
-    size, vectors = np.linalg.eigh(centring @ values @ centring)
-    size, vectors = np.clip(size[::-1], 0, None), vectors[:, ::-1]
-    places = np.zeros((len(values), 2))
-    for axis in range(min(2, len(values))):
-        # An eigenvector's sign is free: fixed, so that equal tasks give equal maps.
-        along = vectors[:, axis]
-        sign = np.sign(along[np.argmax(np.abs(along))]) or 1.0
-        places[:, axis] = sign * along * np.sqrt(size[axis])
+    places, sizes = np.zeros((len(similarity), 2)), np.zeros(2)
+    if len(similarity) > 1:
+        kernel = similarity.to_numpy()
+        # Means over different layers need be no inner products: the least that makes them some.
+        kernel = kernel - min(0.0, np.linalg.eigvalsh(kernel)[0]) * np.eye(len(kernel))
+        scaling = KernelPCA(kernel="precomputed", eigen_solver="dense")
+        with unlogged():
+            found = scaling.fit_transform(kernel)[:, :2]
+        places[:, : found.shape[1]] = found
+        sizes = np.append(scaling.eigenvalues_, [0.0, 0.0])
     table = pd.DataFrame({"task": list(similarity.index), "x": places[:, 0], "y": places[:, 1]})
-    total = float(size.sum())
-    shares = [float(s) / total if total > 1e-12 else np.nan for s in [*size[:2], 0.0, 0.0][:2]]
-    table.attrs["shares"] = tuple(shares)
+    total = float(sizes.sum())
+    table.attrs["shares"] = tuple(float(s) / total if total > 1e-12 else np.nan for s in sizes[:2])
     return table
 
 
