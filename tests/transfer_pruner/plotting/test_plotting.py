@@ -350,6 +350,24 @@ def test_distances_on_the_map_are_those_of_the_similarities(make_embedding: Make
     assert sum(plotting.task_map_data(tasks).attrs["shares"]) == pytest.approx(1)
 
 
+def test_tasks_that_share_different_layers_are_mapped_too() -> None:
+    # No three unit vectors have these inner products: 1, 1 and -1.
+    layers = {"a": {"one": 1, "two": 1}, "b": {"one": 1, "three": 1}, "c": {"two": 1, "three": -1}}
+    tasks = {
+        name: TaskEmbedding(name, {layer: [float(sign), 0.0] for layer, sign in of.items()})
+        for name, of in layers.items()
+    }
+    similarity = plotting.task_similarity(tasks)
+    assert np.linalg.eigvalsh(similarity).min() < -0.5
+    places = plotting.task_map_data(tasks).set_index("task")
+    assert np.isfinite(places.to_numpy()).all()
+    near = np.linalg.norm(places.loc["a"] - places.loc["b"])
+    assert near < np.linalg.norm(places.loc["b"] - places.loc["c"])
+    alike = plotting.task_map_data(dict.fromkeys("abc", tasks["a"]))
+    assert alike[["x", "y"]].to_numpy() == pytest.approx(0, abs=1e-6)
+    assert np.isnan(alike.attrs["shares"]).all()
+
+
 def test_names_on_the_map_do_not_overlap(make_embedding: MakeEmbedding) -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(size=(20, 6))
