@@ -113,7 +113,7 @@ def plot_gains(
         ("kept", points[~audited], style.KEPT, "circle"),
         ("eliminated, audit trial", points[audited], style.AUDITED, "diamond-open"),
     ):
-        marker = {"color": colour, "symbol": symbol, "size": 8}
+        marker = {"color": colour, "symbol": symbol, "size": 8, "line": {"width": 2}}
         _add_marks(figure, name, rows, x="score", y="gain", marker=marker)
     figure.add_hline(y=0, line={"color": style.BASELINE, "width": 1})
     figure.update_layout(showlegend=True, title_subtitle_text=_correlation(scored))

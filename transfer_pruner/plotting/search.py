@@ -165,7 +165,8 @@ def predicted_and_measured(records: Records, *, maximize: bool | None = None) ->
                 marker=marker,
                 facecolors=face,
                 edgecolors=colour,
-                alpha=0.8,
+                linewidths=1.8 if face == "none" else 0,
+                alpha=0.85,
                 label=f"{label} ({len(rows)} pairs)",
                 # As a picture within the drawing: thousands of marks make a slow page.
                 rasterized=len(rows) > 2000,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,13 +20,11 @@ from transfer_pruner import (
     TaskEmbedding,
     TransferPredictor,
     TrialRecord,
-    estimate_savings,
     pair_features,
     plotting,
     regret,
 )
-from transfer_pruner.audit import share_interval
-from transfer_pruner.plotting import pair_heatmap
+from transfer_pruner.plotting import pair_heatmap, style
 from transfer_pruner.plotting.style import written
 
 MakeEmbedding = Callable[..., TaskEmbedding]
@@ -118,106 +117,72 @@ def test_eliminated_pairs_are_crossed_out_and_nothing_measured_is_no_error() -> 
     assert drawn(figure)
 
 
-def test_seconds_over_time_are_those_of_the_trials_up_to_there() -> None:
-    records = [eliminated(3), transfer(2, "s", 0.6), baseline(1), eliminated(4)]
-    data = plotting.savings_over_time_data(records, attribution_seconds=4.0)
-    assert data["number"].tolist() == [1, 2, 3, 4]
-    assert data["seconds_spent"].tolist() == [14, 24, 24, 24]
-    assert data["estimated_seconds_saved"].tolist() == [-4, -4, 6, 16]
-    assert data["trials_eliminated"].tolist() == [0, 0, 1, 2]
-    whole = estimate_savings(records, attribution_seconds=4.0)
-    interval = data[["estimated_seconds_saved_low", "estimated_seconds_saved_high"]].iloc[-1]
-    assert tuple(interval) == whole.estimated_seconds_saved_interval
-    figure = plotting.savings_over_time(records, attribution_seconds=4.0)
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["seconds spent (measured)"].get_ydata()) == [14, 24, 24, 24]
-    assert list(lines["estimated seconds saved"].get_ydata()) == [-4, -4, 6, 16]
-
-
-def test_a_long_search_is_drawn_at_a_few_points_and_the_last_one_is_the_end() -> None:
-    records = [baseline(number) for number in range(300)]
-    data = plotting.savings_over_time_data(records, checkpoints=7)
-    assert len(data) == 7
-    assert data["trials"].iloc[[0, -1]].tolist() == [1, 300]
-
-
-def test_calibration_counts_each_pair_once_with_what_was_said_before_it_ran() -> None:
-    records = [
-        baseline(0),
-        transfer(1, "a", 0.7, probability=0.81),
-        transfer(2, "b", 0.4, probability=0.85),
-        transfer(3, "c", 0.6, probability=0.15),
-        # Measured twice: on average no gain, and foretold by the first only.
-        transfer(5, "d", 0.55, probability=0.99),
-        transfer(4, "d", 0.4, probability=0.82),
-        transfer(6, ("a", "b"), 0.9, probability=0.1),
-        transfer(7, "f", 0.9),
-        transfer(8, "g", 0.9, probability=0.5, target="without a baseline"),
-        eliminated(9),
-    ]
-    data = plotting.calibration_curve_data(records, confidence=0.8)
-    assert data["bin_low"].tolist() == [0.1, 0.8]
-    assert data["pairs"].tolist() == [1, 3]
-    assert data["positive"].tolist() == [1, 1]
-    assert data["predicted"].tolist() == pytest.approx([0.15, (0.81 + 0.85 + 0.82) / 3])
-    assert tuple(data[["low", "high"]].iloc[1]) == share_interval(1, 3, 0.8)
-    figure = plotting.calibration_curve(records)
-    assert "1 of 3" in texts(figure)
-    assert "estimated probability" in texts(figure)
-
-
-def test_where_less_is_better_a_lower_value_is_a_gain() -> None:
-    records = [baseline(0), transfer(1, "a", 0.2, probability=0.8, score=0.1)]
-    assert plotting.calibration_curve_data(records, maximize=False)["positive"].tolist() == [1]
-    assert plotting.calibration_curve_data(records)["positive"].tolist() == [0]
-    gain = plotting.predicted_and_measured_data(records, maximize=False)["gain"]
-    assert gain.tolist() == pytest.approx([0.3])
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=40), st.integers(1, 12))
-@settings(max_examples=50, deadline=None)
-def test_calibration_loses_no_pair_and_bounds_each_share(
-    said: list[tuple[float, bool]], bins: int
-) -> None:
-    records = [baseline(0)] + [
-        transfer(at + 1, f"s{at}", 0.6 if came_true else 0.4, probability=probability)
-        for at, (probability, came_true) in enumerate(said)
-    ]
-    data = plotting.calibration_curve_data(records, bins=bins)
-    assert data["pairs"].sum() == len(said)
-    assert data["positive"].sum() == sum(came_true for _, came_true in said)
-    assert (data["bin_low"] <= data["predicted"] + 1e-9).all()
-    assert (data["predicted"] <= data["bin_high"] + 1e-9).all()
-    assert (data["low"] <= data["observed"]).all()
-    assert (data["observed"] <= data["high"]).all()
-
-
-def test_predicted_gains_stand_beside_measured_ones_and_audit_trials_are_marked() -> None:
+def test_figures_of_a_search_draw_what_their_tables_say() -> None:
     records = [
         baseline(0, 0.5),
-        transfer(1, "a", 0.7, probability=0.9, score=0.3),
-        transfer(2, "a", 0.6, probability=0.9, score=0.3),
-        transfer(3, "b", 0.4, probability=0.2, score=-0.1, audit=True),
-        transfer(4, "c", 0.9, score=5.0),  # scored by attributions, before the rule had learnt
+        transfer(1, "a", 0.7, probability=0.81, score=0.3),
+        transfer(2, "b", 0.4, probability=0.85, score=-0.1, audit=True),
+        eliminated(3),
     ]
-    data = plotting.predicted_and_measured_data(records)
-    assert data["source"].tolist() == ["a", "b"]
-    assert data["predicted"].tolist() == [0.3, -0.1]
-    assert data["gain"].tolist() == pytest.approx([0.15, -0.1])
-    assert data["trials"].tolist() == [2, 1]
-    assert data["audit"].tolist() == [False, True]
+    figure = plotting.savings_over_time(records, attribution_seconds=4.0)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    data = plotting.savings_over_time_data(records, attribution_seconds=4.0)
+    assert list(lines["seconds spent (measured)"].get_ydata()) == data["seconds_spent"].tolist()
+    saved = data["estimated_seconds_saved"].tolist()
+    assert list(lines["estimated seconds saved"].get_ydata()) == saved == [-4, -4, -4, 6]
+    figure = plotting.calibration_curve(records)
+    assert "1 of 2" in texts(figure)
+    assert "estimated probability" in texts(figure)
     assert "estimated" in texts(plotting.predicted_and_measured(records))
     unlearnt = [baseline(0), transfer(4, "c", 0.9, score=5.0)]
     assert "attribution score" in texts(plotting.predicted_and_measured(unlearnt))
+    # Where less is better, a positive gain is an improvement all the same.
+    minimized = [replace(record, maximize=False) for record in records]
+    assert "1 of 2" in texts(plotting.calibration_curve(minimized))
+    marks = plotting.predicted_and_measured(minimized).axes[0].collections
+    gains = [mark.get_offsets()[:, 1].tolist() for mark in marks]
+    assert gains == [pytest.approx([-0.2]), pytest.approx([0.1])]
 
 
-def test_a_joint_trial_has_a_gain_of_its_own() -> None:
-    records = [baseline(0, 0.5), transfer(1, ("a", "b"), 0.75), transfer(2, "t", 0.1)]
-    table = plotting.measured_gains(records)
-    # The target as its own source is a baseline trial.
-    assert table["source"].tolist() == ["a + b"]
-    assert table["joint"].tolist() == [True]
-    assert table["gain"].tolist() == pytest.approx([0.75 - (0.5 + 0.1) / 2])
+def test_roles_have_a_colour_each_that_any_eye_tells_from_the_others_and_from_white() -> None:
+    roles = [style.KEPT, style.ELIMINATED, style.AUDITED, style.SAVED, style.NEUTRAL]
+    for role in roles:
+        luminance = LUMINANCE @ linear(role)
+        assert 1.05 / (luminance + 0.05) > 3, role
+    for seen_by, matrix in SEEN_BY.items():
+        seen = [lab(np.clip(matrix @ linear(role), 0, 1)) for role in roles]
+        for at, one in enumerate(seen):
+            for other in seen[:at]:
+                assert np.linalg.norm(one - other) > 15, seen_by
+
+
+# Machado, Oliveira and Fernandes 2009, of linear RGB, nothing of one cone left.
+SEEN_BY = {
+    "all cones": np.eye(3),
+    "no long": np.array(
+        [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]
+    ),
+    "no middle": np.array(
+        [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]
+    ),
+    "no short": np.array(
+        [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]]
+    ),
+}
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+def linear(colour: str) -> np.ndarray:
+    parts = np.array(list(bytes.fromhex(colour[1:]))) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB, in which distances are those of the eye."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], LUMINANCE, [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ rgb / to_xyz.sum(axis=1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def exhaustive(seed: int = 0, n_tasks: int = 5) -> pd.DataFrame:

@@ -197,40 +197,45 @@ def test_a_later_report_leaves_no_numbers_of_an_earlier_one(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_the_pairs_table_says_what_became_of_each_pair(tmp_path: Path) -> None:
+def test_pairs_are_rows_and_what_is_not_known_is_left_empty(tmp_path: Path) -> None:
     records = [
         TrialRecord(0, None, "t", "trained", 5.0, 0.5),
-        TrialRecord(1, "a", "t", "trained", 3.0, 0.7, score=0.1, reason="first"),
-        TrialRecord(2, "a", "t", "trained", 4.0, 0.9, score=0.2, probability=0.8, reason="then"),
-        TrialRecord(3, "b", "t", "eliminated", 0.5, score=-0.3, reason="hopeless"),
-        TrialRecord(4, "c", "t", "eliminated", 0.5, score=0.3),
-        TrialRecord(5, "c", "t", "trained", 2.0, 0.4, score=0.3, audit=True),
-        TrialRecord(6, "d", "t", "failed", 1.0),
-        TrialRecord(7, ("a", "b"), "t", "trained", 6.0, 0.6),
-        TrialRecord(8, "e", "t", "eliminated", 0.5, score=0.0),
-        TrialRecord(9, "e", "t", "trained", 3.0, 0.5, score=0.05),
+        TrialRecord(1, "a", "t", "trained", 3.0, 0.8, score=0.1),
+        TrialRecord(2, "b", "t", "eliminated", 0.5, score=-0.3, reason="hopeless"),
+        TrialRecord(3, ("a", "b"), "t", "trained", 6.0, 0.6),
     ]
-    table = pairs_table(records)
-    assert table["source"].tolist() == ["", "c", "a", "e", "b", "a + b", "d"]
-    rows = table.set_index("source")
-    assert rows["decision"].to_dict() == {
-        "": "single-task baseline",
-        "c": "eliminated, audited",
-        "a": "kept",
-        "e": "kept in some trials, eliminated in others",
-        "b": "eliminated",
-        "a + b": "kept",
-        "d": "kept",
-    }
-    assert rows.loc["a", ["score", "probability", "reason"]].tolist() == [0.2, 0.8, "then"]
-    assert rows["seconds"].tolist() == [5, 2.5, 7, 3.5, 0.5, 6, 1]
-    gains = rows["mean_gain"]
-    assert gains[["a", "c", "a + b", "e"]].tolist() == pytest.approx([0.3, -0.1, 0.1, 0.0])
-    assert gains[["", "b", "d"]].isna().all()
     page = written(tmp_path / "report.html", records)
     assert page.cell("a", 8) == "+0.3000"
     assert page.cell("b", 8) == ""
     assert ["a + b", "t", "kept"] in [cells[:3] for cells in page.rows]
+    saved = pd.read_csv(tmp_path / "report-data" / "pairs.csv", keep_default_na=False)
+    assert saved["source"].tolist() == pairs_table(records)["source"].tolist()
+
+
+def test_where_less_is_better_the_records_say_so_and_the_report_reads_them(
+    tmp_path: Path, records: list[TrialRecord], rule: EliminationRule, transfers: pd.DataFrame
+) -> None:
+    """The same search with all values turned around is the same report."""
+    turned = [replace(r, value=1 - r.value, maximize=False) for r in records]
+    baselines = pd.DataFrame({"source": None, "target": list(dict.fromkeys(transfers["target"]))})
+    trials = pd.concat([transfers, baselines.assign(gain=0.0)], ignore_index=True)
+    up = trials.assign(dev=0.5 + trials["gain"], test=0.5 + trials["gain"])
+    down = trials.assign(dev=0.5 - trials["gain"], test=0.5 - trials["gain"])
+    page = written(tmp_path / "report.html", records, rule=rule, trials=up)
+    data = {path.name: pd.read_csv(path) for path in (tmp_path / "report-data").iterdir()}
+    other = written(tmp_path / "report.html", turned, rule=rule, trials=down)
+    assert estimate_audit(records, maximize=True).headline() in page.words
+    assert estimate_audit(records, maximize=True).headline() in other.words
+    for name, table in data.items():
+        values = ["highest_value", "lowest_value"] if name == "pairs.csv" else []
+        again = pd.read_csv(tmp_path / "report-data" / name)
+        pd.testing.assert_frame_equal(
+            table.drop(columns=values), again.drop(columns=values), rtol=1e-9, atol=1e-9
+        )
+    mixed = [*records, replace(turned[0], number=999)]
+    with pytest.raises(ValueError, match="some maximize and some minimize"):
+        write_report(mixed, tmp_path / "mixed.html")
+    assert not (tmp_path / "mixed.html").exists()
 
 
 def test_names_are_text_wherever_they_stand(
