@@ -209,11 +209,10 @@ def savings_over_time_data(
     if checkpoints < 1:
         raise ValueError(f"checkpoints must be a whole number from 1 but got {checkpoints}.")
     ordered = sorted(records, key=order or (lambda record: record.number))
-    first = min(1, len(ordered))
     rows = []
-    for count in np.unique(np.linspace(first, len(ordered), checkpoints).round().astype(int)):
-        if not count:
-            break
+    # From the end, which is there however few checkpoints there are.
+    counts = np.linspace(len(ordered), 1, checkpoints).round().astype(int) if ordered else []
+    for count in np.unique(counts):
         savings = estimate_savings(
             ordered[:count],
             single_task_seconds=single_task_seconds,
