@@ -21,12 +21,11 @@ from transfer_pruner.tasks import PairParams
 try:
     from ray.tune import Callback
     from ray.tune.experiment import Trial
-    from ray.tune.utils import flatten_dict
 except ImportError as error:
     raise ImportError("ray_callback needs ray: pip install 'transfer-pruner[ray]'.") from error
 
-from transfer_pruner_ray.learning import flat_config
-from transfer_pruner_ray.records import AUDIT, _record
+from transfer_pruner_ray.experiment import TuneTrial
+from transfer_pruner_ray.records import record_of
 
 
 class Tracker(Recorder, Protocol):
@@ -168,26 +167,20 @@ class RayCallback(Callback):
                     self._fail(f"{trial} is left out of MLflow", error)
 
     def _record(self, trial: Trial) -> None:
-        config = flat_config(trial)
-        if self._tracker is None or not self._pair_of.is_in(config):
+        if self._tracker is None:
             return
         rule = self._tracker.rule
-        seen = {
-            "status": trial.status,
-            "config": config,
-            "last_result": flatten_dict(trial.last_result),
-            "audit": getattr(trial, AUDIT, None),
-        }
-        self._tracker.record(
-            _record(
-                self._numbers[trial.trial_id],
-                seen,
-                self._pair_of,
-                rule if isinstance(rule, EliminationRule) else None,
-                self._metric,
-                self._min_iterations,
-            )
+        record = record_of(
+            self._numbers[trial.trial_id],
+            TuneTrial.of(trial),
+            self._pair_of,
+            rule=rule if isinstance(rule, EliminationRule) else None,
+            metric=self._metric,
+            maximize=self._tracker.maximize is not False,
+            min_iterations=self._min_iterations,
         )
+        if record is not None:
+            self._tracker.record(record)
 
     def _fail(self, what: str, error: Exception) -> None:
         """Tell the first of what may be many."""

@@ -1,41 +1,27 @@
-"""From a Ray Tune experiment to plain records and transfers tables; its folder is the truth.
-
-What it must satisfy: reading an experiment of somebody else's runs no code. Ray's own loaders
-unpickle it; here what Ray could not write as JSON is passed over.
-"""
+"""From a Ray Tune experiment to plain records and transfers tables; its folder is the truth."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.records import Outcome, TrialRecord
-from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.tasks import PairParams, plain_source
+from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
+from transfer_pruner_ray._private import metric_and_mode
+from transfer_pruner_ray.experiment import TuneTrial, read_trials
+from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
     from ray.tune import ResultGrid
-
-ELIMINATED = "transfer_pruner/eliminated"
-SCORE = "transfer_pruner/score"
-PROBABILITY = "transfer_pruner/probability"
-REASON = "transfer_pruner/reason"
-AUDIT = "transfer_pruner_audit"
-
-_FINISHED = ("TERMINATED", "ERROR")
-_OPAQUE = "_type"
-# Tune overwrites its state in place, in far less than this altogether.
-_WRITING_TRIES = 10
-_WRITING_SECONDS = 0.2
 
 
 def records_from_results(
@@ -43,7 +29,8 @@ def records_from_results(
     rule: EliminationRule | None = None,
     *,
     metric: str | None = None,
-    source_param: str | Sequence[str] = "source",
+    mode: str | None = None,
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     min_iterations: int = 0,
@@ -56,12 +43,13 @@ def records_from_results(
         What ``Tuner.fit`` returned, or the experiment's folder, of a run that may have been killed.
         Reading it needs no Ray cluster.
     rule : EliminationRule, optional
-        The rule that decided; it fills in the scores of trials that ran. Of audit trials that came
-        through `filter_param_space`, `TransferVariantGenerator` or `TransferSearcher` it alone
-        tells: it eliminates them, and they ran.
+        The rule that decided; it fills in the scores of trials that ran. Which of them were audits,
+        their marks tell, and no rule.
     metric : str, optional
         The reported metric that is the records' value, as last reported; nested ones as ``a/b``.
         Left out, it is the one that the Tuner of a ResultGrid had; else records have no value.
+    mode : {"max", "min"}, optional
+        Whether a higher metric is better. Left out, it is that of a ResultGrid's Tuner.
     source_param, target_param, target
         As for `TransferScheduler`; nested parameters as ``a/b``.
     min_iterations : int
@@ -72,20 +60,26 @@ def records_from_results(
     -------
     list of TrialRecord
         One for each trial that finished, was eliminated or failed and has the pair, in order of
-        trial ids. Its seconds are Tune's ``time_total_s``, without the start of the worker.
+        trial ids. Its seconds are Tune's ``time_total_s``, without the start of the worker. If
+        there are trials and none has the pair, a warning names the parameters that they have.
 
     Raises
     ------
     FileNotFoundError
         If there is no experiment in the folder.
+    ValueError
+        If there is a metric and its mode is not known.
     """
+    metric, mode = _metric_and_mode(results, metric, mode)
     pair_of = PairParams(source_param, target_param, target)
-    metric = metric or _metric_of(results)
-    return [
-        _record(number, trial, pair_of, rule, metric, min_iterations)
-        for number, trial in enumerate(_trials(results))
-        if trial["status"] in _FINISHED and pair_of.is_in(trial["config"])
-    ]
+    trials = read_trials(results, metric)
+    records = _records(trials, rule, pair_of, metric, mode != "min", min_iterations)
+    lacking = _lacking(trials, pair_of)
+    if lacking and not records:
+        warnings.warn(
+            f"none of {len(trials)} trials is read: {lacking}", TransferPrunerWarning, stacklevel=2
+        )
+    return records
 
 
 def transfers_from_results(
@@ -93,7 +87,7 @@ def transfers_from_results(
     *,
     metric: str | None = None,
     mode: str | None = None,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     min_iterations: int = 0,
@@ -105,10 +99,8 @@ def transfers_from_results(
 
     Parameters
     ----------
-    results, metric, source_param, target_param, target, min_iterations
+    results, metric, mode, source_param, target_param, target, min_iterations
         As for `records_from_results`.
-    mode : {"max", "min"}, optional
-        Whether a higher metric is better. Left out, it is that of a ResultGrid's Tuner, else "max".
 
     Returns
     -------
@@ -121,159 +113,131 @@ def transfers_from_results(
     FileNotFoundError
         If there is no experiment in the folder.
     ValueError
-        If no metric is known, or no trial with a source has a target with a baseline trial.
+        If no metric or mode is known, no trial has the pair, or no trial with a source has a
+        target with a baseline trial.
     """
-    metric = metric or _metric_of(results)
+    metric, mode = _metric_and_mode(results, metric, mode)
     if metric is None:
         raise ValueError("metric is not known from a folder: pass the name that trials report.")
-    mode = mode or getattr(_analysis(results), "default_mode", None) or "max"
-    if mode not in ("max", "min"):
-        raise ValueError(f"mode must be 'max' or 'min' but got {mode!r}.")
-    records = records_from_results(
-        results,
-        metric=metric,
-        source_param=source_param,
-        target_param=target_param,
-        target=target,
-        min_iterations=min_iterations,
-    )
-    table = transfers_from_records(records, maximize=mode == "max")
-    unfinished = sum(trial["status"] not in _FINISHED for trial in _trials(results))
-    if unfinished:
-        table.attrs["left_out"]["unfinished"] = unfinished
+    pair_of = PairParams(source_param, target_param, target)
+    trials = read_trials(results, metric)
+    maximize = mode != "min"
+    records = _records(trials, None, pair_of, metric, maximize, min_iterations)
+    lacking = _lacking(trials, pair_of)
+    if lacking and not records:
+        raise ValueError(f"none of {len(trials)} trials is read: {lacking}")
+    table = transfers_from_records(records, maximize=maximize)
+    others = {
+        "unfinished": sum(not trial.ended for trial in trials),
+        "without the pair": sum(trial.ended for trial in trials) - len(records),
+    }
+    table.attrs["left_out"] |= {why: count for why, count in others.items() if count}
     return table
 
 
-def _record(
+def record_of(
     number: int,
-    trial: Mapping[str, Any],
+    trial: TuneTrial,
     pair_of: PairParams,
-    rule: EliminationRule | None,
-    metric: str | None,
-    min_iterations: int,
-) -> TrialRecord:
-    source, target = pair_of(trial["config"])
-    last = trial["last_result"]
-    decision = rule.decide(source, target) if rule else Decision(False, math.nan, math.nan, "")
-    if trial["audit"]:
-        decision = Decision(**trial["audit"])
-    outcome: Outcome = "failed" if trial["status"] == "ERROR" else "trained"
+    *,
+    rule: EliminationRule | None = None,
+    metric: str | None = None,
+    maximize: bool = True,
+    min_iterations: int = 0,
+) -> TrialRecord | None:
+    """Read one trial as a record; None if its configuration holds no pair."""
+    pair = _pair(trial, pair_of)
+    if pair is None:
+        return None
+    source, target = pair
+    last = trial.result
+    outcome: Outcome = "failed" if trial.status == "ERROR" else "trained"
     if last.get(ELIMINATED):
         outcome = "eliminated"
-    value = last.get(metric) if metric else None
     whole = last.get("training_iteration", 0) >= min_iterations
-    usable = outcome == "trained" and whole and isinstance(value, (int, float))
+    said = {"score": last.get(SCORE), "probability": last.get(PROBABILITY)}
+    said["reason"] = last.get(REASON)
+    audit = trial.audit or {}
+    decision = vars(rule.decide(source, target)) if rule is not None else {}
+    for name in said:
+        said[name] = next(
+            (x for x in (said[name], audit.get(name), decision.get(name)) if x is not None), None
+        )
     return TrialRecord(
         number=number,
-        source=plain_source(source, target),
+        source=source,
         target=target,
         outcome=outcome,
-        seconds=float(last.get("time_total_s", 0.0)),
-        value=float(value) if usable and value is not None else math.nan,
-        score=_number(last.get(SCORE), decision.score),
-        probability=_number(last.get(PROBABILITY), decision.probability),
-        reason=str(last.get(REASON, decision.reason)),
-        hyperparameters=pair_of.hyperparameters(trial["config"]),
-        audit=outcome == "trained" and decision.eliminated,
+        seconds=_number(last.get("time_total_s"), 0.0),
+        value=_number(last.get(metric)) if metric and whole and outcome == "trained" else math.nan,
+        score=_number(said["score"]),
+        probability=_number(said["probability"]),
+        reason=str(said["reason"] or ""),
+        hyperparameters=pair_of.hyperparameters(trial.config),
+        audit=outcome == "trained" and trial.audit is not None,
+        maximize=maximize,
     )
 
 
-def _number(value: Any, otherwise: float) -> float:
-    return float(value) if isinstance(value, (int, float)) else otherwise
-
-
-def _analysis(results: object) -> object:
-    return getattr(results, "_experiment_analysis", None)
-
-
-def _metric_of(results: object) -> str | None:
-    # A ResultGrid knows what its Tuner optimised, but says so in no public way.
-    metric = getattr(_analysis(results), "default_metric", None)
-    return metric if isinstance(metric, str) else None
-
-
-def _trials(results: ResultGrid | str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Read every trial's status, and its config and last result as flat dicts."""
-    filesystem, folder = _located(results)
-    for state, metadata in sorted(_state(filesystem, folder), key=lambda t: t[0]["trial_id"]):
-        config = _flat(state["config"])
-        if any(value is _unknown for value in config.values()):
-            # Numbers of numpy are pickles in the state, and plain in the trial's own folder.
-            config |= _flat(_params(filesystem, folder, state["trial_id"]))
-        yield {
-            "status": state["status"],
-            "config": {k: v for k, v in config.items() if v is not _unknown},
-            "last_result": _flat(metadata.get("last_result") or {}),
-            "audit": state.get(AUDIT),
-        }
-
-
-def _located(results: ResultGrid | str | os.PathLike[str]) -> tuple[FileSystem, str]:
-    from pyarrow.fs import FileSystem, LocalFileSystem
-
-    if not isinstance(results, (str, os.PathLike)):
-        return results.filesystem, results.experiment_path
-    folder = os.fspath(results)
-    if "://" in folder:
-        filesystem, folder = FileSystem.from_uri(folder)
-        return filesystem, folder
-    return LocalFileSystem(), os.path.abspath(folder)
-
-
-def _state(filesystem: FileSystem, folder: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    names = _matching(filesystem, folder, "experiment_state-")
-    if not names:
-        raise FileNotFoundError(
-            f"{folder!r} holds no Ray Tune experiment: give the folder that Tune named after the "
-            "run, with an experiment_state-*.json in it."
+def _records(
+    trials: Iterable[TuneTrial],
+    rule: EliminationRule | None,
+    pair_of: PairParams,
+    metric: str | None,
+    maximize: bool,
+    min_iterations: int,
+) -> list[TrialRecord]:
+    records = [
+        record_of(
+            number,
+            trial,
+            pair_of,
+            rule=rule,
+            metric=metric,
+            maximize=maximize,
+            min_iterations=min_iterations,
         )
-    content = _read_settled(filesystem, names[-1])
-    return [(json.loads(state), json.loads(meta)) for state, meta in content["trial_data"]]
+        for number, trial in enumerate(trials)
+        if trial.ended
+    ]
+    return [record for record in records if record is not None]
 
 
-def _params(filesystem: FileSystem, folder: str, trial_id: str) -> Any:
-    for name in _matching(filesystem, folder, ""):
-        if f"_{trial_id}_" in os.path.basename(name):
-            return _read_json(filesystem, f"{name}/params.json")
-    return {}
+def _pair(trial: TuneTrial, pair_of: PairParams) -> tuple[Any, Any] | None:
+    if not pair_of.is_in(trial.config):
+        return trial.pair
+    return trial.pair or pair_of(trial.config)
 
 
-def _matching(filesystem: FileSystem, folder: str, start: str) -> list[str]:
-    from pyarrow.fs import FileSelector
-
-    files = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
-    return sorted(file.path for file in files if file.base_name.startswith(start))
-
-
-def _read_settled(filesystem: FileSystem, path: str) -> Any:
-    """Read a file that Tune, still running, may be writing in place."""
-    for _ in range(_WRITING_TRIES):
-        try:
-            return _read_json(filesystem, path)
-        except json.JSONDecodeError:
-            time.sleep(_WRITING_SECONDS)
-    raise ValueError(
-        f"{path!r} is cut short: Ray Tune is writing it or was killed while it did. Try again, or "
-        "restore the experiment and let it end."
-    )
+def _lacking(trials: Sequence[TuneTrial], pair_of: PairParams) -> str:
+    """Say what the trials have instead of a pair; nothing if one has it, or none has ended."""
+    ended = [trial for trial in trials if trial.ended]
+    if not ended or any(_pair(trial, pair_of) for trial in ended):
+        return ""
+    return pair_of.lacking(ended[0].config)
 
 
-def _read_json(filesystem: FileSystem, path: str) -> Any:
-    with filesystem.open_input_stream(path) as file:
-        return json.loads(file.readall())
+def _number(value: Any, otherwise: float = math.nan) -> float:
+    return float(value) if isinstance(value, Real) else otherwise
 
 
-_unknown = object()
+def _metric_and_mode(
+    results: object, metric: str | None, mode: str | None
+) -> tuple[str | None, str | None]:
+    """Complete what the user says by what a ResultGrid knows.
 
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to ``a/b`` keys; what is a pickle becomes `_unknown`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and _OPAQUE in value and "value" in value:
-            flat[prefix + key] = _unknown
-        elif isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
-    return flat
+    Raises
+    ------
+    ValueError
+        If the mode is no mode, or not known of a metric.
+    """
+    if mode not in (None, "max", "min"):
+        raise ValueError(f"mode must be 'max' or 'min' but got {mode!r}.")
+    known_metric, known_mode = metric_and_mode(results)
+    metric, mode = metric or known_metric, mode or known_mode
+    if metric is not None and mode is None:
+        raise ValueError(
+            f"mode of the metric {metric!r} is not known: pass mode='max' if a higher one is "
+            "better, else mode='min'."
+        )
+    return metric, mode

@@ -10,26 +10,30 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray.tune.result import TIME_TOTAL_S
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain
-from ray.tune.utils import flatten_dict
 
-from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.files import write_atomically
 from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.tasks import PairParams, plain_source
-from transfer_pruner.transfers import transfers_from_records
-from transfer_pruner_ray.space import Pair, PairSieve
+from transfer_pruner.tasks import PairParams, SourceParam
+from transfer_pruner_ray.deciding import (
+    Pair,
+    TuneDecider,
+    counts_from_json,
+    counts_to_json,
+    evidence_of,
+    refuse_hidden,
+)
+from transfer_pruner_ray.marks import flat, with_audit
 
 _STATE_SUFFIX = ".transfer.json"
 _TIMES = 5
@@ -51,10 +55,12 @@ class TransferSearcher(Searcher):
         trials have finished. Trials that a scheduler stopped early count with their last value:
         where there is such a scheduler, give the LearningRule to `TransferScheduler`.
     source_param, target_param, target
-        As for `filter_param_space`: ``a/b`` where a parameter is nested.
+        As for `TransferScheduler`: ``a/b`` where a parameter is nested.
     audit_fraction : float in [0, 1]
-        Share of the eliminated pairs that are kept all the same, at random, to measure what
-        elimination misses. Drawn from the pair.
+        Share of the eliminated suggestions that are kept all the same, at random, to measure what
+        elimination misses. Drawn from the suggestion's id. The configuration of an audit trial has
+        one more key beside the pair, ``transfer_pruner_audit``, the rule's fingerprint: Tune keeps
+        nothing else of a searcher's where reading it runs no code.
     max_resamples : int
         The search ends, with a warning, when so many suggestions in a row were rejected.
 
@@ -65,7 +71,9 @@ class TransferSearcher(Searcher):
     Raises
     ------
     ValueError
-        If `searcher` is no Searcher, `audit_fraction` no share, or `max_resamples` below 1.
+        If `searcher` is no Searcher, `rule` no rule, `audit_fraction` no share, or `max_resamples`
+        below 1; when the search starts, if Tune hides the source or target from search algorithms:
+        values other than text, numbers and truth values.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class TransferSearcher(Searcher):
         searcher: Searcher,
         rule: EliminationRule | LearningRule,
         *,
-        source_param: str | Sequence[str] = "source",
+        source_param: SourceParam = "source",
         target_param: str = "target",
         target: str | None = None,
         audit_fraction: float = 0.0,
@@ -89,13 +97,17 @@ class TransferSearcher(Searcher):
         # Tune finds the inner searcher by this name, to save it.
         self.searcher: Any = searcher
         super().__init__(metric=searcher.metric, mode=searcher.mode)
+        self._current = CurrentRule(rule)
         pair_of = PairParams(source_param, target_param, target)
-        self._learner = _Learner(rule, pair_of) if isinstance(rule, LearningRule) else None
-        first = rule.refitted() if isinstance(rule, LearningRule) else rule
-        self._sieve = PairSieve(first, pair_of, audit_fraction)
+        self._decider = TuneDecider(pair_of, audit_fraction, self._current.fingerprint)
         self._max_resamples = max_resamples
-        # The pair's parameters that do not vary, which search algorithms leave out.
+        # What does not vary, which search algorithms leave out: of it, what may be of the pair.
         self._constants: dict[str, Any] = {}
+        self._eliminated: Counter[Pair] = Counter()
+        # What a LearningRule learns from: running trials, and those that have finished, in order.
+        self._running: dict[str, Mapping[str, Any]] = {}
+        self._records: list[TrialRecord] = []
+        self._learnt = 0
         self._inner_ids: dict[str, str] = {}
         self._worst: float | None = None
 
@@ -112,22 +124,23 @@ class TransferSearcher(Searcher):
     @property
     def eliminated_pairs(self) -> dict[Pair, int]:
         """How many suggestions of each eliminated pair were rejected so far."""
-        return dict(self._sieve.eliminated)
+        return dict(self._eliminated)
 
     @property
     def rejected(self) -> int:
         """How many suggestions were rejected so far."""
-        return self._sieve.eliminated.total()
+        return self._eliminated.total()
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
         """Pass the Tuner's metric, mode and space on, and remember constants of the pair."""
-        flat = flatten_dict(config)
+        refuse_hidden(config, self._decider.pair_of)
+        pair_of, given = self._decider.pair_of, flat(config)
         self._constants = {
-            name: flat[name]
-            for name in self._sieve.pair_of.params
-            if name in flat and not isinstance(flat[name], Domain)
+            name: value
+            for name, value in given.items()
+            if (name in pair_of.params or not pair_of.is_named) and not isinstance(value, Domain)
         }
         self._metric, self._mode = metric or self._metric, mode or self._mode
         accepted: bool = self.searcher.set_search_properties(metric, mode, config, **spec)
@@ -135,8 +148,7 @@ class TransferSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Suggest a configuration whose pair is kept."""
-        if self._learner is not None:
-            self._sieve.rule = self._learner.rule_of_now(self.metric, self.mode)
+        rule = self._rule_of_now()
         times: Counter[Pair] = Counter()
         for n in range(self._max_resamples):
             # Some searchers answer the same trial's id with the same suggestion.
@@ -145,21 +157,25 @@ class TransferSearcher(Searcher):
             if not isinstance(suggested, dict):
                 # Finished, or no slot.
                 return suggested
-            config = self._constants | flatten_dict(suggested)
-            pair = self._sieve.rejected(config)
-            if pair is None:
+            config = self._constants | flat(suggested)
+            verdict = self._decider.of(rule, config, inner_id)
+            if verdict is None or not verdict.eliminated:
                 self._inner_ids[trial_id] = inner_id
-                if self._learner is not None:
-                    self._learner.running[trial_id] = config
+                if self._current.learns:
+                    self._running[trial_id] = config
+                if verdict is not None and verdict.audit:
+                    beside = self._decider.pair_of.names_in(config)[-1]
+                    return with_audit(suggested, beside, verdict.rule)
                 return suggested
+            pair = verdict.source, verdict.target
+            self._eliminated[pair] += 1
             times[pair] += 1
             self._reject(inner_id, times[pair])
-        warnings.warn(
+        self._decider.warn(
+            "exhausted",
             f"the search ends: the last {self._max_resamples} pairs that "
             f"{type(self.searcher).__name__} suggested are all eliminated. Keep more pairs, or "
             "raise max_resamples=.",
-            TransferPrunerWarning,
-            stacklevel=2,
         )
         # None would make Tune wait for minutes.
         return Searcher.FINISHED
@@ -177,8 +193,9 @@ class TransferSearcher(Searcher):
         if math.isfinite(value):
             worse = min if self.mode == "max" else max
             self._worst = value if self._worst is None else worse(self._worst, value)
-        if self._learner is not None:
-            self._learner.finish(trial_id, value, result)
+        config = self._running.pop(trial_id, None)
+        if config is not None and math.isfinite(value):
+            self._learn_from(config, result or {})
 
     def on_pause(self, trial_id: str) -> None:
         """Tell the inner searcher; for HyperBandForBOHB."""
@@ -212,8 +229,9 @@ class TransferSearcher(Searcher):
             "metric": self._metric,
             "mode": self._mode,
             "worst": self._worst,
-            "eliminated": self._sieve.get_state(),
-            "learner": self._learner.get_state() if self._learner is not None else None,
+            "eliminated": counts_to_json(self._eliminated),
+            "running": dict(self._running),
+            "records": [asdict(record) for record in self._records],
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -222,9 +240,11 @@ class TransferSearcher(Searcher):
         self._inner_ids = dict(state["inner_ids"])
         self._metric, self._mode = state["metric"], state["mode"]
         self._worst = state["worst"]
-        self._sieve.set_state(state["eliminated"])
-        if self._learner is not None and state["learner"] is not None:
-            self._learner.set_state(state["learner"])
+        self._eliminated = counts_from_json(state["eliminated"])
+        self._running = dict(state["running"])
+        self._records = [TrialRecord(**record) for record in state["records"]]
+        self._learnt = 0
+        self._current.forget("")
 
     def save(self, checkpoint_path: str) -> None:
         """Save the inner searcher, as its own ``save`` would, and our state as JSON beside it."""
@@ -259,83 +279,33 @@ class TransferSearcher(Searcher):
     def _inner_id(self, trial_id: str) -> str:
         return self._inner_ids.get(trial_id, trial_id)
 
-
-class _Learner:
-    """What a LearningRule has learnt: a function of the finished trials, in their order."""
-
-    def __init__(self, rule: LearningRule, pair_of: PairParams) -> None:
-        self._rule = rule
-        self._pair_of = pair_of
-        self._records: list[TrialRecord] = []
-        self._learnt: tuple[int, EliminationRule] = 0, rule.refitted()
-        self._warned = False
-        self.running: dict[str, Mapping[str, Any]] = {}
-
-    def finish(self, trial_id: str, value: float, result: Mapping[str, Any] | None) -> None:
-        config = self.running.pop(trial_id, None)
-        if config is None or not math.isfinite(value) or not self._pair_of.is_in(config):
-            return
-        source, target = self._pair_of(config)
-        # As they come back from a checkpoint: trials are matched by hyperparameters.
-        settings = json.loads(json.dumps(self._pair_of.hyperparameters(config), default=str))
-        self._records.append(
-            TrialRecord(
-                number=len(self._records),
-                source=plain_source(source, target),
-                target=target,
-                outcome="trained",
-                seconds=_value(result, TIME_TOTAL_S, 0.0),
-                value=value,
-                hyperparameters=settings,
-            )
-        )
-
-    def rule_of_now(self, metric: Any, mode: Any) -> EliminationRule:
-        if not isinstance(metric, str) or mode not in ("max", "min"):
+    def _rule_of_now(self) -> EliminationRule:
+        if self._current.learns and (
+            not isinstance(self.metric, str) or self.mode not in ("max", "min")
+        ):
             raise ValueError(
-                f"a LearningRule needs one score to learn from, but metric is {metric!r} and mode "
-                f"is {mode!r}: pass both to TuneConfig or to the search algorithm."
+                f"a LearningRule needs one score to learn from, but metric is {self.metric!r} and "
+                f"mode is {self.mode!r}: pass both to TuneConfig or to the search algorithm."
             )
-        n = len(self._records) // self._rule.refit_every * self._rule.refit_every
-        if n != self._learnt[0]:
-            self._learnt = n, self._refitted(self._records[:n], maximize=mode == "max")
-        return self._learnt[1]
+        new = [Finished((r.number,), r) for r in self._records[self._learnt :]]
+        self._learnt = len(self._records)
+        return self._current("", new)
 
-    def _refitted(self, records: list[TrialRecord], maximize: bool) -> EliminationRule:
-        try:
-            return self._rule.refitted(transfers_from_records(records, maximize=maximize))
-        except ValueError as error:
-            # Fail open, but not in silence: mostly, the search has no baseline trials.
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"the rule has learnt nothing from {len(records)} finished trials yet and goes "
-                    f"on by attributions: {error}",
-                    TransferPrunerWarning,
-                    stacklevel=4,
-                )
-            return self._rule.refitted()
-
-    def get_state(self) -> dict[str, Any]:
-        return {
-            "running": dict(self.running),
-            "records": [asdict(record) for record in self._records],
-        }
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self.running = dict(state["running"])
-        self._records = [
-            TrialRecord(**{**record, "source": _source(record["source"])})
-            for record in state["records"]
-        ]
-        self._learnt = 0, self._rule.refitted()
+    def _learn_from(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        record = evidence_of(
+            # As it comes back from a checkpoint: trials are matched by hyperparameters.
+            json.loads(json.dumps(config, default=str)),
+            result,
+            self._decider.pair_of,
+            number=len(self._records),
+            metric=self.metric,
+            maximize=self.mode == "max",
+        )
+        if record is not None:
+            self._records.append(record)
 
 
-def _value(result: Mapping[str, Any] | None, name: Any, otherwise: float = math.nan) -> float:
+def _value(result: Mapping[str, Any] | None, name: Any) -> float:
     """Read one number of a result; several metrics have none."""
     value = result.get(name) if result and isinstance(name, str) else None
-    return otherwise if value is None else float(value)
-
-
-def _source(source: Any) -> Any:
-    return tuple(source) if isinstance(source, list) else source
+    return math.nan if value is None else float(value)

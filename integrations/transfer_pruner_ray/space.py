@@ -2,48 +2,52 @@
 
 What it must satisfy: the trainable gets the same keys with the same values; every other parameter
 varies as it did; the driver pays for what is left and not for what was there; and a restored
-experiment goes on without the space being passed again. So no function and no hidden key stands in
-the space: Tune takes functions out of it, and finds them again only in a space that it is given.
+experiment goes on without the space being passed again. So no function stands in the space, which
+Tune takes out, and finds again only in a space that it is given; and no key but the audits' mark.
 """
 
 from __future__ import annotations
 
-import warnings
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-from ray import tune
-from ray.tune.search.sample import Categorical, Domain
-from ray.tune.search.variant_generator import RecursiveDependencyError
-from ray.tune.utils import flatten_dict
+from ray.tune.search.sample import Domain
 
-from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.rule.verdict import check_fraction, is_audited
-from transfer_pruner.tasks import PairParams, Source, plain_source
-
-Pair = tuple[Source, str]
-_Path = tuple[str, ...]
+from transfer_pruner.rule.verdict import Decider
+from transfer_pruner.tasks import PairParams, SourceParam
+from transfer_pruner_ray._domains import (
+    INSTEAD,
+    MISSING,
+    AuditMark,
+    KeptPair,
+    KeptPairs,
+    Kind,
+    PartOfPair,
+    Path,
+    as_domain,
+    at,
+    options,
+)
+from transfer_pruner_ray.deciding import Pair, fixed_rule
+from transfer_pruner_ray.marks import AUDIT, flat
 
 _NOTHING = object()
-_MISSING = object()
-_INSTEAD = (
-    "Pass the space as it is to TransferVariantGenerator, TransferSearcher or TransferScheduler, "
-    "which decide on finished configurations."
-)
 
 
 def filter_param_space(
     space: Mapping[str, Any],
     rule: EliminationRule,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     audit_fraction: float = 0.0,
+    search_name: str | None = None,
 ) -> dict[str, Any]:
     """Leave the pairs that the rule eliminates out of a search space.
 
@@ -62,14 +66,18 @@ def filter_param_space(
     rule : EliminationRule
     source_param : str or sequence of str
         Name of the source's parameter, ``a/b`` where it is nested; several for joint transfer. A
-        value may be a list of sources; None, or the target, is the single-task baseline.
+        value may be a list or tuple of sources; None, or the target, is the single-task baseline.
     target_param : str
         Name of the target's parameter.
     target : str, optional
         The target task of a space of sources only.
     audit_fraction : float in [0, 1]
         Share of the eliminated pairs that stay in, at random, to measure what elimination misses.
-        Drawn from the pair, so every process draws alike.
+        If there is one, configurations have one more key beside the pair: the value of
+        ``transfer_pruner_audit`` is the rule's fingerprint for an audit, else empty text.
+    search_name : str, optional
+        What audits are drawn from, together with the pair: the same in every process, and anew in
+        a search of another name. Left out, the name stands for the rule and for the space.
 
     Returns
     -------
@@ -80,13 +88,15 @@ def filter_param_space(
     ------
     ValueError
         If `space` lacks the pair, no pair of it is kept, or it makes the pair in a way that cannot
-        be filtered, such as ``tune.sample_from``.
+        be filtered, such as ``tune.sample_from``; if `source_param` is a pattern or callable, or
+        `rule` a LearningRule or no rule.
     """
-    sieve = PairSieve(rule, PairParams(source_param, target_param, target), audit_fraction)
-    filtered = _filtered(space, sieve)
+    pair_of = PairParams(source_param, target_param, target)
+    walk = _Walk(space, rule, pair_of, audit_fraction, search_name)
+    filtered = walk.filtered(space)
     if filtered is _NOTHING:
         raise ValueError(
-            f"param_space has no pair left: the rule eliminates all {sieve.eliminated.total()}, "
+            f"param_space has no pair left: the rule eliminates all {walk.eliminated.total()}, "
             "and there is no single-task baseline among them. Add None to the sources, or keep "
             "more pairs."
         )
@@ -97,16 +107,17 @@ def eliminated_pairs(
     space: Mapping[str, Any],
     rule: EliminationRule,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     audit_fraction: float = 0.0,
+    search_name: str | None = None,
 ) -> dict[Pair, int]:
     """Tell which pairs `filter_param_space` leaves out of a space.
 
     Parameters
     ----------
-    space, rule, source_param, target_param, target, audit_fraction
+    space, rule, source_param, target_param, target, audit_fraction, search_name
         As for `filter_param_space`.
 
     Returns
@@ -119,290 +130,172 @@ def eliminated_pairs(
     ValueError
         As `filter_param_space`, except where no pair is left.
     """
-    sieve = PairSieve(rule, PairParams(source_param, target_param, target), audit_fraction)
-    _filtered(space, sieve)
-    return dict(sieve.eliminated)
-
-
-class PairSieve:
-    """Decide on configurations, and count the pairs that are eliminated.
-
-    Parameters
-    ----------
-    rule : EliminationRule
-    pair_of : PairParams
-    audit_fraction : float in [0, 1]
-
-    Attributes
-    ----------
-    eliminated : Counter of (source, target)
-
-    Raises
-    ------
-    ValueError
-        If `rule` is a LearningRule, or `audit_fraction` is no share.
-    """
-
-    def __init__(
-        self, rule: EliminationRule, pair_of: PairParams, audit_fraction: float = 0.0
-    ) -> None:
-        if isinstance(rule, LearningRule):
-            raise ValueError(
-                f"rule must be an EliminationRule here but got {rule!r}, whose decisions change "
-                "during the search. Use TransferSearcher or TransferScheduler, or pass "
-                "rule.refitted()."
-            )
-        self.rule = rule
-        self.pair_of = pair_of
-        self.audit_fraction = check_fraction(audit_fraction)
-        self.eliminated: Counter[Pair] = Counter()
-        self._warned = False
-
-    def rejected(self, config: Mapping[str, Any]) -> Pair | None:
-        """Find the pair that keeps a configuration from training; None if it trains.
-
-        Its nested names are joined by ``/``. One without the pair trains, and is warned about once.
-        """
-        if not self.pair_of.is_in(config):
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"a configuration without {' and '.join(map(repr, self.pair_of.params))} is "
-                    f"kept; it has: {', '.join(config) or 'nothing'}. Name them with "
-                    "source_param= and target_param=.",
-                    TransferPrunerWarning,
-                    stacklevel=3,
-                )
-            return None
-        source, target = self.pair_of(config)
-        if not self.rule.decide(source, target).eliminated:
-            return None
-        if is_audited(self.audit_fraction, "", "", source, target):
-            return None
-        pair = plain_source(source, target), target
-        self.eliminated[pair] += 1
-        return pair
-
-    def get_state(self) -> list[Any]:
-        """Write the counts as plain lists."""
-        return [[source, target, n] for (source, target), n in self.eliminated.items()]
-
-    def set_state(self, state: list[Any]) -> None:
-        """Read the counts that `get_state` wrote, or that came back from JSON."""
-        self.eliminated = Counter(
-            {(tuple(s) if isinstance(s, list) else s, target): n for s, target, n in state}
-        )
-
-
-def _filtered(space: Mapping[str, Any], sieve: PairSieve) -> Any:
-    if not isinstance(space, Mapping):
-        raise ValueError(f"space must be a dict, as Tuner's param_space, but got {space!r}.")
-    walk = _Walk(sieve)
-    filtered = walk.rewrite(dict(space), walk.paths, ())
-    if not walk.found:
-        raise ValueError(
-            f"space lacks {' and '.join(map(repr, sieve.pair_of.params))}; it has: "
-            f"{', '.join(flatten_dict(dict(space))) or 'nothing'}. Name them with source_param= "
-            "and target_param=, nested ones as 'a/b', or pass target=."
-        )
-    return filtered
+    pair_of = PairParams(source_param, target_param, target)
+    walk = _Walk(space, rule, pair_of, audit_fraction, search_name)
+    walk.filtered(space)
+    return dict(walk.eliminated)
 
 
 class _Walk:
     """Rewrites the part of a space that holds the pair, wherever it is."""
 
-    def __init__(self, sieve: PairSieve) -> None:
-        self.paths: list[_Path] = [tuple(name.split("/")) for name in sieve.pair_of.params]
-        self.found = False
-        self._sieve = sieve
+    def __init__(
+        self,
+        space: Mapping[str, Any],
+        rule: EliminationRule,
+        pair_of: PairParams,
+        audit_fraction: float,
+        search_name: str | None,
+    ) -> None:
+        self._rule = fixed_rule(rule)
+        if not pair_of.is_named:
+            raise ValueError(
+                f"source_param must name parameters here but got {pair_of.source_param!r}: a space "
+                f"is filtered before there are trials to look into. {INSTEAD}"
+            )
+        if not isinstance(space, Mapping):
+            raise ValueError(f"space must be a dict, as Tuner's param_space, but got {space!r}.")
+        self._pair_of = pair_of
+        self._decider = Decider(pair_of, audit_fraction)
+        self._fingerprint = self._rule.fingerprint
+        self._search = search_name or _name_of(space, self._fingerprint)
+        self._found = False
+        self.eliminated: Counter[Pair] = Counter()
 
-    def rewrite(self, node: Any, paths: list[_Path], at: _Path) -> Any:
+    def filtered(self, space: Mapping[str, Any]) -> Any:
+        """Filter the whole space; `_NOTHING` if no pair is left."""
+        paths = [tuple(name.split("/")) for name in self._pair_of.params]
+        filtered = self._rewrite(dict(space), paths, ())
+        if not self._found:
+            raise ValueError(
+                f"space lacks {' and '.join(map(repr, self._pair_of.params))}; it has: "
+                f"{', '.join(flat(space)) or 'nothing'}. Name them with source_param= and "
+                "target_param=, nested ones as 'a/b', or pass target=."
+            )
+        return filtered
+
+    def _mark_of(self, config: Mapping[str, Any]) -> str | None:
+        """Decide on a pair: None if it is eliminated, else the mark of an audit or none."""
+        verdict = self._decider(
+            self._rule, config, search=self._search, trial="", fingerprint=self._fingerprint
+        )
+        if verdict is None or not verdict.eliminated:
+            return self._fingerprint if verdict is not None and verdict.audit else ""
+        self.eliminated[verdict.source, verdict.target] += 1
+        return None
+
+    def _rewrite(self, node: Any, paths: list[Path], where: Path) -> Any:
         """Filter what stands at a place of the space; `paths` lead from there to the pair."""
-        kind, values = _options(node)
+        kind, values = options(node)
         if kind != "constant":
-            return self._rewrite_options(kind, values, paths, at)
+            return self._rewrite_options(kind, values, paths, where)
         if not isinstance(node, dict):
             return node
         head = paths[0][0]
         if all(len(path) > 1 and path[0] == head for path in paths):
             if head not in node:
                 return node
-            child = self.rewrite(node[head], [path[1:] for path in paths], (*at, head))
+            child = self._rewrite(node[head], [path[1:] for path in paths], (*where, head))
             return child if child is _NOTHING else {**node, head: child}
-        leaves = [_at(node, path) for path in paths]
-        if any(leaf is _MISSING for leaf in leaves):
+        leaves = [at(node, path) for path in paths]
+        if any(leaf is MISSING for leaf in leaves):
             return node
-        self.found = True
-        return self._rewrite_pair(node, leaves, paths, at)
+        self._found = True
+        return self._rewrite_pair(node, leaves, paths, where)
 
     def _rewrite_options(
-        self, kind: _Kind, values: list[Any], paths: list[_Path], at: _Path
+        self, kind: Kind, values: list[Any], paths: list[Path], where: Path
     ) -> Any:
-        kept = [self.rewrite(value, paths, at) for value in values]
+        kept = [self._rewrite(value, paths, where) for value in values]
         kept = [value for value in kept if value is not _NOTHING]
-        return _as_domain(kind, kept) if kept else _NOTHING
+        return as_domain(kind, kept) if kept else _NOTHING
 
     def _rewrite_pair(
-        self, node: dict[str, Any], leaves: list[Any], paths: list[_Path], at: _Path
+        self, node: dict[str, Any], leaves: list[Any], paths: list[Path], where: Path
     ) -> Any:
-        names = self._sieve.pair_of.params
-        options = [_checked(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+        names = self._pair_of.params
+        given = [_checked(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
         constants = {
             name: values[0]
-            for name, (kind, values) in zip(names, options, strict=True)
+            for name, (kind, values) in zip(names, given, strict=True)
             if kind == "constant"
         }
-        grids = [i for i, (kind, _) in enumerate(options) if kind == "grid"]
-        choices = [i for i, (kind, _) in enumerate(options) if kind == "choice"]
+        grids = [i for i, (kind, _) in enumerate(given) if kind == "grid"]
+        choices = [i for i, (kind, _) in enumerate(given) if kind == "choice"]
         free = [*grids, *choices]
-        # What is kept of the choices, for each point of the grid.
+        # What is kept of the choices, each with its mark, for each point of the grid.
         kept: list[list[tuple[Any, ...]]] = []
-        for point in product(*(options[i][1] for i in grids)):
-            drawn = [(*point, *draw) for draw in product(*(options[i][1] for i in choices))]
-            drawn = [
-                values
-                for values in drawn
-                if not self._sieve.rejected(
-                    constants | {names[i]: value for i, value in zip(free, values, strict=True)}
-                )
-            ]
+        for point in product(*(given[i][1] for i in grids)):
+            drawn = []
+            for draw in product(*(given[i][1] for i in choices)):
+                values = (*point, *draw)
+                pair = {names[i]: value for i, value in zip(free, values, strict=True)}
+                mark = self._mark_of(constants | pair)
+                if mark is not None:
+                    drawn.append((*values, mark))
             if drawn:
                 kept.append(drawn)
         if not kept:
             return _NOTHING
+        marked = any(mark for drawn in kept for *_, mark in drawn)
         if not free:
-            return node
-        if len(free) == 1:
-            values = [value for drawn in kept for (value,) in drawn]
-            return _with(node, paths[free[0]], _as_domain("grid" if grids else "choice", values))
-        places = [(*at, *paths[i]) for i in free]
-        pairs = [[_KeptPair(places, values) for values in drawn] for drawn in kept]
+            return {**node, AUDIT: kept[0][0][-1]} if marked else node
+        if len(free) == 1 and not marked:
+            left = [value for drawn in kept for (value, _) in drawn]
+            return _with(node, paths[free[0]], as_domain("grid" if grids else "choice", left))
+        places = [(*where, *paths[i]) for i in free]
+        if marked:
+            places.append((*where, AUDIT))
+        pairs = [[KeptPair(places, values[: len(places)]) for values in drawn] for drawn in kept]
         if not grids:
-            first = _KeptPairs(pairs[0], is_grid=False)
+            first = KeptPairs(pairs[0], is_grid=False)
         elif not choices:
-            first = _KeptPairs([pair for drawn in pairs for pair in drawn], is_grid=True)
+            first = KeptPairs([pair for drawn in pairs for pair in drawn], is_grid=True)
         else:
-            first = _KeptPairs([_KeptPairs(drawn, is_grid=False) for drawn in pairs], is_grid=True)
+            first = KeptPairs([KeptPairs(drawn, is_grid=False) for drawn in pairs], is_grid=True)
         node = _with(node, paths[free[0]], first)
         for index, i in enumerate(free[1:], start=1):
-            node = _with(node, paths[i], _PartOfPair(places[0], index))
-        return node
+            node = _with(node, paths[i], PartOfPair(places[0], index))
+        return {**node, AUDIT: AuditMark(places[0], len(free))} if marked else node
 
 
-class _Ours(Domain):
-    """What all domains here share: Tune copies the space for every trial, and need not copy us."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Ours:
-        return self
-
-    def get_sampler(self) -> Any:
-        """Refuse to be translated for a search algorithm, the only ones that ask."""
-        raise ValueError(
-            "a space from filter_param_space, in which source and target depend on each other, is "
-            "for Tune's own grid and random search. For another search algorithm pass the whole "
-            "space, and the algorithm in a TransferSearcher."
-        )
-
-    def is_valid(self, value: Any) -> bool:
-        """Whether a user may fix the parameter to a value; the pair is checked as a whole."""
-        return True
-
-
-class _KeptPairs(_Ours):
-    """The first parameter of a pair: a grid of kept pairs, or a choice between them."""
-
-    def __init__(self, categories: Sequence[Domain], *, is_grid: bool) -> None:
-        self.categories = categories
-        self._is_grid = is_grid
-
-    def is_grid(self) -> bool:
-        return self._is_grid
-
-    def __len__(self) -> int:
-        return len(self.categories)
-
-    def __getitem__(self, index: int) -> Domain:
-        return self.categories[index]
-
-    def sample(self, config: Any = None, size: int = 1, random_state: Any = None) -> Domain:
-        choice: Any = tune.choice(self.categories)
-        drawn: Domain = choice.sample(random_state=random_state)
-        return drawn
-
-
-class _KeptPair(_Ours):
-    """One kept pair, in the place of its first parameter until the others have taken theirs."""
-
-    def __init__(self, places: list[_Path], values: tuple[Any, ...]) -> None:
-        self._places = places
-        self.values = values
-
-    def sample(self, config: Any = None, size: int = 1, random_state: Any = None) -> Any:
-        for place, value in zip(self._places[1:], self.values[1:], strict=True):
-            there = _at(config["config"], place)
-            if isinstance(there, _Ours):
-                raise RecursiveDependencyError(f"{place} takes its value from the kept pair first.")
-            _check_untouched(repr(there) == repr(value))
-        return self.values[0]
-
-
-class _PartOfPair(_Ours):
-    """A further parameter of a pair: takes its value from the kept pair at the first's place."""
-
-    def __init__(self, first: _Path, index: int) -> None:
-        self._first = first
-        self._index = index
-
-    def sample(self, config: Any = None, size: int = 1, random_state: Any = None) -> Any:
-        first = _at(config["config"], self._first)
-        if isinstance(first, _KeptPair):
-            return first.values[self._index]
-        _check_untouched(isinstance(first, _Ours))
-        # Not drawn yet. Tune asks again for what is still a domain after everything was drawn.
-        return self
-
-
-def _check_untouched(untouched: bool) -> None:
-    if not untouched:
-        raise ValueError(
-            "points_to_evaluate must name source and target both, or neither, in a space from "
-            "filter_param_space."
-        )
-
-
-_Kind = Literal["constant", "grid", "choice"]
-
-
-def _options(node: Any) -> tuple[_Kind, list[Any]]:
-    """Take apart a grid or a choice; anything else is a constant."""
-    if isinstance(node, dict) and set(node) == {"grid_search"}:
-        return "grid", list(node["grid_search"])
-    if isinstance(node, Categorical):
-        is_grid = node.is_grid()  # type: ignore[no-untyped-call]
-        return "grid" if is_grid else "choice", list(node.categories)
-    return "constant", [node]
-
-
-def _as_domain(kind: _Kind, values: list[Any]) -> Any:
-    return tune.grid_search(values) if kind == "grid" else tune.choice(values)
-
-
-def _checked(leaf: Any, name: str) -> tuple[_Kind, list[Any]]:
+def _checked(leaf: Any, name: str) -> tuple[Kind, list[Any]]:
     """Take a source's or target's values; a grid within a grid is one grid."""
-    kind, values = _options(leaf)
+    kind, values = options(leaf)
     if kind == "grid":
         values = [
             inner
             for value in values
-            for inner in (_checked(value, name)[1] if _options(value)[0] == "grid" else [value])
+            for inner in (_checked(value, name)[1] if options(value)[0] == "grid" else [value])
         ]
     for value in values:
-        if any(isinstance(part, Domain) or _options(part)[0] == "grid" for part in _parts(value)):
+        if any(isinstance(part, Domain) or options(part)[0] == "grid" for part in _parts(value)):
             raise ValueError(
                 f"{name} must be a constant, a grid_search or a choice of plain values to be "
-                f"filtered but got {leaf!r}. {_INSTEAD}"
+                f"filtered but got {leaf!r}. {INSTEAD}"
             )
     return kind, values
+
+
+def _name_of(space: Mapping[str, Any], fingerprint: str) -> str:
+    """Name a search after its rule and its space, the same in every process."""
+    described = json.dumps([fingerprint, _described(dict(space))])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _described(node: Any) -> Any:
+    """Write a space as JSON, without what differs between two processes, such as an address."""
+    kind, values = options(node)
+    if kind != "constant":
+        return [kind, [_described(value) for value in values]]
+    if isinstance(node, Mapping):
+        return {str(name): _described(node[name]) for name in sorted(node, key=str)}
+    if isinstance(node, (list, tuple)):
+        return [_described(value) for value in node]
+    if isinstance(node, (str, int, float)) or node is None:
+        return node
+    plain = isinstance(node, Domain) and "0x" not in node.domain_str
+    return [type(node).__qualname__, node.domain_str if plain else ""]
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -413,19 +306,6 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _at(node: Any, path: _Path) -> Any:
-    for key in path:
-        if _options(node)[0] != "constant":
-            raise ValueError(
-                f"{path[-1]!r} stands in a grid or choice of its own, apart from the rest of the "
-                f"pair, which cannot be filtered. {_INSTEAD}"
-            )
-        if not isinstance(node, dict) or key not in node:
-            return _MISSING
-        node = node[key]
-    return node
-
-
-def _with(node: dict[str, Any], path: _Path, value: Any) -> dict[str, Any]:
+def _with(node: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
     head, *rest = path
     return {**node, head: _with(node[head], tuple(rest), value) if rest else value}

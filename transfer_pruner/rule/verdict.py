@@ -117,6 +117,8 @@ class Decider:
         self.pair_of = pair_of
         self.audit_fraction = check_fraction(audit_fraction)
         self._warned: set[str] = set()
+        # The rule that was last seen to keep something: not asked again at every trial.
+        self._keeps: EliminationRule | None = None
 
     def __call__(
         self,
@@ -177,7 +179,10 @@ class Decider:
             warnings.warn(message, TransferPrunerWarning, stacklevel=4)
 
     def _say_if_nothing_survives(self, rule: EliminationRule) -> None:
-        if "nothing" in self._warned or rule.keeps_any(self.pair_of.target):
+        if "nothing" in self._warned or rule is self._keeps:
+            return
+        if rule.keeps_any(self.pair_of.target):
+            self._keeps = rule
             return
         of = "" if self.pair_of.target is None else f" of target {self.pair_of.target!r}"
         self.warn(

@@ -29,6 +29,7 @@ from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.generator import TransferVariantGenerator
+from transfer_pruner_ray.marks import AUDIT
 
 TASKS = ["a", "b", "c"]
 PAIRS = list(ordered_pairs(TASKS).itertuples(index=False, name=None))
@@ -61,23 +62,29 @@ def made_by(
     while not generator.is_finished():
         trial = generator.next_trial()
         if trial is not None:
-            made.append({"id": trial.trial_id.split("_")[1], **trial.config})
+            marked = AUDIT in vars(trial)
+            made.append({"id": trial.trial_id, "audited": marked, **trial.config})
             generator.on_trial_complete(trial.trial_id)
     return made
 
 
+def is_eliminated(config: dict[str, Any]) -> bool:
+    return ONLY_A_HELPS.decide(config["source"], config["target"]).eliminated
+
+
 def keeps(config: dict[str, Any], fraction: float = 0.0) -> bool:
-    source, target = config["source"], config["target"]
-    eliminated = ONLY_A_HELPS.decide(source, target).eliminated
-    return not eliminated or is_audited(fraction, "", "", source, target)
+    pair = config["source"], config["target"]
+    return not is_eliminated(config) or is_audited(fraction, "", config["id"], *pair)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 @pytest.mark.parametrize("max_concurrent", [0, 1])
 @pytest.mark.parametrize("constant", [False, True])
 def test_the_trials_are_those_of_tune_without_the_eliminated_ones(
-    fraction: float, max_concurrent: int, constant: bool
+    fraction: float, max_concurrent: int, constant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Trial ids start with the search's own name: here both have one.
+    monkeypatch.setenv("_TEST_TUNE_TRIAL_UUID", "search")
     settings: Any = {
         "random_state": 3,
         "max_concurrent": max_concurrent,
@@ -87,7 +94,8 @@ def test_the_trials_are_those_of_tune_without_the_eliminated_ones(
     tunes = made_by(BasicVariantGenerator(**settings), SPACE, samples=4)
     generator = TransferVariantGenerator(ONLY_A_HELPS, audit_fraction=fraction, **settings)
     ours = made_by(generator, SPACE, samples=4)
-    assert ours == [config for config in tunes if keeps(config, fraction)]
+    left = [config for config in tunes if keeps(config, fraction)]
+    assert ours == [{**config, "audited": is_eliminated(config)} for config in left]
     gone = Counter((c["source"], c["target"]) for c in tunes if not keeps(c, fraction))
     assert generator.eliminated_pairs == gone
 
@@ -105,7 +113,10 @@ def test_a_space_that_cannot_be_filtered_is_searched_all_the_same() -> None:
 
 def test_a_trial_without_the_pair_is_kept_with_one_warning() -> None:
     generator = TransferVariantGenerator(ONLY_A_HELPS, source_param="from")
-    with pytest.warns(TransferPrunerWarning, match="without 'from' and 'target' is kept") as caught:
+    with pytest.warns(
+        TransferPrunerWarning,
+        match="no 'from' and 'target' among the parameters; there are: source",
+    ) as caught:
         assert len(made_by(generator, SPACE)) == 24
     assert len(caught) == 1
 
@@ -133,7 +144,12 @@ def test_a_run_takes_as_many_slots_as_there_are_kept_trials(cluster: None, tmp_p
     ).fit()
     assert not results.errors
     pairs = Counter((r.metrics["config"]["source"], r.metrics["config"]["target"]) for r in results)
-    kept = [(s, t) for s in [None, *TASKS] for t in TASKS if keeps({"source": s, "target": t})]
+    kept = [
+        (s, t)
+        for s in [None, *TASKS]
+        for t in TASKS
+        if not is_eliminated({"source": s, "target": t})
+    ]
     assert pairs == dict.fromkeys(kept, 2)
 
 
@@ -212,7 +228,9 @@ def test_a_search_whose_driver_was_killed_goes_on_and_passes_over_the_same_trial
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["errors"] == 0
     whole = [(s, t) for s in [None, *TASKS] for t in TASKS]
-    kept = Counter({pair: 2 for pair in whole if keeps({"source": pair[0], "target": pair[1]})})
+    kept = Counter(
+        {pair: 2 for pair in whole if not is_eliminated({"source": pair[0], "target": pair[1]})}
+    )
     assert Counter((c["source"], c["target"]) for c in result["trained"]) == kept
     assert {(s, t): n for s, t, n in result["eliminated"]} == {
         pair: 2 for pair in whole if pair not in kept

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -39,10 +37,10 @@ from ray.tune.schedulers import (
 from transfer_pruner import LearningRule, PairParams, TransferPredictor, TransferPrunerWarning
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
+from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.verdict import is_audited
-from transfer_pruner_ray.learning import RuleOfNow
-from transfer_pruner_ray.records import AUDIT, ELIMINATED, PROBABILITY, REASON, SCORE
-from transfer_pruner_ray.scheduler import TransferScheduler
+from transfer_pruner_ray.marks import AUDIT, ELIMINATED, PREFIX, PROBABILITY, REASON, SCORE
+from transfer_pruner_ray.scheduler import TransferScheduler, finished_trial
 
 TASKS = ["a", "b", "c"]
 SIX = ["a", "b", "c", "d", "e", "f"]
@@ -233,7 +231,12 @@ def check_everything_is_told(search: Search, rule: EliminationRule) -> None:
         ours = {key: value for key, value in metrics.items() if key.startswith("transfer_pruner")}
         if decision.eliminated:
             assert ours.pop(PROBABILITY, np.nan) == pytest.approx(decision.probability, nan_ok=True)
-            assert ours == {ELIMINATED: 1, SCORE: decision.score, REASON: decision.reason}
+            assert ours == {
+                ELIMINATED: 1,
+                SCORE: decision.score,
+                REASON: decision.reason,
+                PREFIX + "rule": rule.fingerprint,
+            }
         else:
             assert not ours
 
@@ -427,7 +430,11 @@ class FailingRule(EliminationRule):
     [
         (only_a_helps(), {}, "does not know the pair"),
         (FailingRule({}, {}), {}, "the rule failed"),
-        (only_a_helps(), {"source_param": "from"}, "a trial without 'from' and 'target'"),
+        (
+            only_a_helps(),
+            {"source_param": "from"},
+            "no 'from' and 'target' among the parameters; there are: out, source, target",
+        ),
     ],
     ids=["unknown pair", "failing rule", "no pair"],
 )
@@ -476,7 +483,9 @@ def test_audit_trials_run_and_are_drawn_alike_after_a_restore(run: Run, tmp_path
     for trial in trials:
         if hasattr(trial, AUDIT):
             decision = rule.decide(trial.config["source"], trial.config["target"])
-            assert Decision(**getattr(trial, AUDIT)) == decision
+            mark = getattr(trial, AUDIT)
+            assert (mark["audit"], mark["rule"]) == (1, rule.fingerprint)
+            assert (mark["score"], mark["reason"]) == (decision.score, decision.reason)
             assert not any(key.startswith("transfer_pruner") for key in trial.last_result)
 
 
@@ -668,30 +677,17 @@ def test_a_restored_search_goes_on_with_the_decisions_that_it_had(learnt: Learnt
     assert {t.trial_id for t in finished(learnt.before)} <= learnt.trained_before
     # The first rule of the restored search is the last one of the search that died.
     last = rules(learnt.before)[-1]
-    params = PairParams(**PAIR)
-    now = RuleOfNow(learning_rule(), params, longest_only=False)
-    assert now(learnt.before, "score", maximize=True).table().equals(last.table())
+    now = CurrentRule(learning_rule())("", evidence(learnt.before, PairParams(**PAIR)))
+    assert now.table().equals(last.table())
     assert last.settings["transfers"] > 0
     told = learnt.search.scheduler.debug_string()
     count = len(learnt.search.eliminated)
     assert told.startswith(f"TransferScheduler: {count} eliminated, 0 audited, {72 - count} kept")
 
 
-# Few trials may have no baseline of their target among them.
-@pytest.mark.filterwarnings("ignore:the rule has learnt nothing")
-@settings(max_examples=6, deadline=None)
-@given(data=st.data())
-def test_the_rule_of_now_depends_on_the_trials_alone(learnt: Learnt, data: st.DataObject) -> None:
-    size = data.draw(st.integers(0, len(learnt.after)))
-    some = finished(learnt.after)[:size]
-    shuffled = data.draw(st.permutations(some))
-    now = RuleOfNow(learning_rule(), PairParams(**PAIR), longest_only=False)
-    for cut in sorted(data.draw(st.lists(st.integers(0, len(some)), max_size=3))):
-        now(shuffled[:cut], "score", maximize=True)
-    fresh = RuleOfNow(learning_rule(), PairParams(**PAIR), longest_only=False)
-    rule = now(shuffled, "score", maximize=True)
-    assert rule.fingerprint == fresh(some, "score", maximize=True).fingerprint
-    assert rule is now(some, "score", maximize=True)
+def evidence(trials: list[Trial], pair_of: PairParams) -> list[Finished]:
+    found = [finished_trial(trial, pair_of, "score", maximize=True) for trial in trials]
+    return [trial for trial in found if trial is not None]
 
 
 class StopsSlowLearners(FIFOScheduler):
@@ -716,8 +712,9 @@ def test_trials_that_were_stopped_early_teach_nothing(run: Run, tmp_path: Path) 
     assert sorted(steps) == [(0.1, 1)] * len(TASKS) + [(0.2, 3)] * len(TASKS)
     pairs = len(TASKS) - 1
     for longest_only, learnt_from in [(True, pairs), (False, 2 * pairs)]:
-        now = RuleOfNow(rule, PairParams(), longest_only)
-        assert now(trials, "score", maximize=True).settings["transfers"] == learnt_from
+        now = CurrentRule(rule, longest_only=longest_only)
+        learnt = now("", evidence(finished(trials), PairParams()))
+        assert learnt.settings["transfers"] == learnt_from
 
 
 def test_a_rule_cannot_learn_from_a_search_without_a_score() -> None:

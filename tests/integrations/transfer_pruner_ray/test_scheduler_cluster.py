@@ -29,7 +29,7 @@ import transfer_pruner_ray
 from transfer_pruner import LearningRule, TransferPredictor
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
-from transfer_pruner_ray.records import ELIMINATED
+from transfer_pruner_ray.marks import ELIMINATED
 from transfer_pruner_ray.scheduler import TransferScheduler
 
 pytestmark = pytest.mark.slow

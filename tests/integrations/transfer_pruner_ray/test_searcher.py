@@ -37,6 +37,7 @@ from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarni
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.rule.verdict import is_audited
+from transfer_pruner_ray.marks import AUDIT
 from transfer_pruner_ray.searcher import TransferSearcher
 
 TASKS = ["a", "b", "c"]
@@ -134,14 +135,27 @@ def test_decisions_are_those_of_the_rule_and_of_the_audit(
     rule = EliminationRule({p: Decision(p in eliminated, 0.5, 0.5, "") for p in PAIRS}, {})
     # Random search asks the same whatever it is told, so that all of its asks are known.
     asked = pairs_of(search(OptunaSearch(sampler=RandomSampler(seed)), 30))
-    dropped = {p for p in eliminated if not is_audited(fraction, "", "", *p)}
-    kept = [pair for pair in asked if pair not in dropped]
+    # As trial, pair and mark of an audit, with every suggestion's own draw.
+    kept: list[tuple[Any, str]] = []
+    marks: list[str | None] = []
+    dropped: list[tuple[Any, str]] = []
+    gone: Counter[tuple[Any, str]] = Counter()
+    for pair in asked:
+        name = f"trial{len(kept)}" + (f"-{len(dropped)}" if dropped else "")
+        if pair in eliminated and not is_audited(fraction, "", name, *pair):
+            dropped.append(pair)
+            continue
+        kept.append(pair)
+        marks.append(rule.fingerprint if pair in eliminated else None)
+        gone.update(dropped)
+        dropped = []
     searcher = TransferSearcher(
         OptunaSearch(sampler=RandomSampler(seed)), rule, audit_fraction=fraction
     )
-    assert pairs_of(search(searcher, len(kept))) == kept
-    last = max((i for i, pair in enumerate(asked) if pair not in dropped), default=-1)
-    assert searcher.eliminated_pairs == Counter(p for p in asked[: last + 1] if p in dropped)
+    made = search(searcher, len(kept))
+    assert pairs_of(made) == kept
+    assert [config.get(AUDIT) for config in made] == marks
+    assert searcher.eliminated_pairs == gone
 
 
 @pytest.mark.parametrize("inner", SEARCHES)
@@ -233,7 +247,8 @@ def test_a_space_that_branches_is_searched_as_it_is() -> None:
 
 
 def test_the_search_ends_with_a_warning_where_nothing_is_kept() -> None:
-    nothing = EliminationRule({(s, "d"): Decision(True, 0.5, 0.5, "") for s in TASKS}, {})
+    kept = {("a", "b"): Decision(False, 0.5, 0.5, "")}
+    nothing = EliminationRule(kept | {(s, "d"): Decision(True, 0.5, 0.5, "") for s in TASKS}, {})
     searcher = TransferSearcher(optuna_search(), nothing, max_resamples=7)
     searcher.set_search_properties("score", "max", {**SPACE, "target": tune.choice(["d"])})
     with pytest.warns(TransferPrunerWarning, match="the last 7 pairs that OptunaSearch suggested"):
@@ -336,7 +351,8 @@ def test_failed_trials_and_those_without_a_score_teach_nothing() -> None:
             searcher.on_trial_complete(str(i), error=True)
         else:
             searcher.on_trial_complete(str(i), {"score": math.nan})
-    assert searcher.get_state()["learner"] == {"running": {}, "records": []}
+    assert searcher.get_state()["running"] == {}
+    assert searcher.get_state()["records"] == []
 
 
 def test_bad_settings_are_refused_with_advice() -> None:

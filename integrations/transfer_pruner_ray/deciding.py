@@ -1,0 +1,184 @@
+"""What the adapters share: the verdict on a configuration of Tune's, and evidence from a result.
+
+What it must satisfy: nothing here raises while a search runs, not even where warnings are errors:
+Tune would end the search, or start a restored one over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.current import CurrentRule
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import Decider, Verdict
+from transfer_pruner.tasks import PairParams, Source
+from transfer_pruner_ray.marks import flat, is_placeholder, split_audit
+
+Pair = tuple[Source, str]
+
+_REMEDY = (
+    "Make the tasks text, numbers or truth values, for example with str() or int(); where they "
+    "come from tune.sample_from, use TransferScheduler, and pass param_space to Tuner.restore."
+)
+
+logger = logging.getLogger(__name__)
+
+
+class TuneDecider(Decider):
+    """Finds the verdict on each configuration of a search, and warns without raising.
+
+    Parameters
+    ----------
+    pair_of, audit_fraction
+        As for `Decider`.
+    fingerprint : str
+        Of the rule as the user gave it.
+    """
+
+    def __init__(self, pair_of: PairParams, audit_fraction: float, fingerprint: str) -> None:
+        super().__init__(pair_of, audit_fraction)
+        self.fingerprint = fingerprint
+
+    def of(
+        self,
+        rule: EliminationRule,
+        config: Mapping[str, Any],
+        trial: str,
+        mark: Mapping[str, Any] | None = None,
+    ) -> Verdict | None:
+        """Decide on a configuration, nested or flat; without a pair it is None, and warned about.
+
+        Parameters
+        ----------
+        rule : EliminationRule
+            That decides now.
+        config : mapping
+        trial : str
+            The trial's id, which Tune gives in no other search.
+        mark : mapping, optional
+            What an adapter has written on the trial already. An audit of the same rule, by this or
+            by the mark in the configuration, stays one.
+        """
+        given, audit_of = split_audit(flat(config))
+        params = {name: value for name, value in given.items() if not is_placeholder(value)}
+        verdict = self(rule, params, search="", trial=trial, fingerprint=self.fingerprint)
+        drawn = audit_of or (mark or {}).get("rule")
+        if verdict is not None and verdict.eliminated and drawn == self.fingerprint:
+            verdict = replace(verdict, audit=True)
+        if verdict is None and "pair" not in self._warned:
+            hidden = [name for name in self.pair_of.params if is_placeholder(given.get(name))]
+            if hidden:
+                self.warn(
+                    "hidden",
+                    f"a trial is kept whose {hidden[0]!r} Tune has not told yet. {_REMEDY}",
+                )
+            else:
+                self.warn_without_pair(given)
+        return verdict
+
+    def warn(self, kind: str, message: str) -> None:
+        """Warn once of a kind; where warnings are errors, in the log."""
+        try:
+            super().warn(kind, message)
+        except TransferPrunerWarning:
+            logger.warning(message)
+
+
+def fixed_rule(rule: EliminationRule) -> EliminationRule:
+    """Take a rule whose decisions stay the same.
+
+    Raises
+    ------
+    ValueError
+        If it is a LearningRule, or no rule at all.
+    """
+    if isinstance(rule, LearningRule):
+        raise ValueError(
+            f"rule must be an EliminationRule here but got {rule!r}, whose decisions change "
+            "during the search. Use TransferSearcher or TransferScheduler, or pass "
+            "rule.refitted()."
+        )
+    return CurrentRule(rule).first
+
+
+def refuse_hidden(space: Mapping[str, Any], pair_of: PairParams) -> None:
+    """Refuse a space whose tasks Tune hides from search algorithms until a trial is added.
+
+    Raises
+    ------
+    ValueError
+        If a value of the source or target is no text or number, or comes from ``tune.sample_from``.
+    """
+    for name in pair_of.params:
+        kinds = {str(part[0]) for part in _hidden(space, name.split("/"))}
+        if kinds:
+            how = "tune.sample_from" if kinds == {"__fn_ph"} else "values of other types"
+            raise ValueError(
+                f"{name!r} has {how} in param_space, which Tune hides from search algorithms, so "
+                f"that no pair can be decided here. {_REMEDY}"
+            )
+
+
+def counts_to_json(counts: Mapping[Pair, int]) -> list[Any]:
+    """Write counts of pairs as plain lists."""
+    return [[source, target, n] for (source, target), n in counts.items()]
+
+
+def counts_from_json(rows: list[Any]) -> Counter[Pair]:
+    """Read what `counts_to_json` wrote, or what came back of it from JSON."""
+    pairs = {(tuple(s) if isinstance(s, list) else s, target): n for s, target, n in rows}
+    return Counter(pairs)
+
+
+def _hidden(node: Any, path: list[str]) -> list[Any]:
+    """List the placeholders that stand where a path leads to, whatever grids are between."""
+    options = getattr(node, "categories", None)
+    if isinstance(node, dict) and set(node) == {"grid_search"}:
+        options = node["grid_search"]
+    if isinstance(options, (list, tuple)):
+        return [part for option in options for part in _hidden(option, path)]
+    if path:
+        inner = node.get(path[0]) if isinstance(node, dict) else None
+        return _hidden(inner, path[1:]) if inner is not None else []
+    if not is_placeholder(node):
+        return []
+    inside = [part for inner in node for part in _hidden(inner, [])]
+    return inside or [node]
+
+
+def evidence_of(
+    config: Mapping[str, Any],
+    result: Mapping[str, Any],
+    pair_of: PairParams,
+    *,
+    metric: str,
+    maximize: bool,
+    number: int = 0,
+) -> TrialRecord | None:
+    """Read a trial that has finished as a record to learn from; None if it teaches nothing."""
+    params, _ = split_audit(flat(config))
+    told = flat(result)
+    try:
+        value = float(told[metric])
+        source, target = pair_of(params)
+        return TrialRecord(
+            number=number,
+            source=source,
+            target=target,
+            outcome="trained",
+            seconds=float(told.get("time_total_s", 0.0)),
+            value=value,
+            hyperparameters=pair_of.hyperparameters(params),
+            maximize=maximize,
+        )
+    except Exception as error:
+        # An eliminated trial has no value; of any other one trial costs only itself.
+        logger.debug("a finished trial teaches nothing: %r", error)
+        return None
