@@ -18,10 +18,8 @@ from transfer_pruner.rule.current import CurrentRule
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.rule.verdict import Decider, Verdict
-from transfer_pruner.tasks import PairParams, Source
-from transfer_pruner_ray.marks import flat, is_placeholder, split_audit
-
-Pair = tuple[Source, str]
+from transfer_pruner.tasks import PairParams
+from transfer_pruner_ray.marks import Pair, flat, is_placeholder, split_audit
 
 _REMEDY = (
     "Make the tasks text, numbers or truth values, for example with str() or int(); where they "

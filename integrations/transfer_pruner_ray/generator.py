@@ -17,14 +17,13 @@ from ray.tune.search import BasicVariantGenerator
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_ray.deciding import (
-    Pair,
     TuneDecider,
     counts_from_json,
     counts_to_json,
     fixed_rule,
     refuse_hidden,
 )
-from transfer_pruner_ray.marks import AUDIT
+from transfer_pruner_ray.marks import AUDIT, Pair
 
 
 class TransferVariantGenerator(BasicVariantGenerator):

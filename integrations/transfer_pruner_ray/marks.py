@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transfer_pruner.tasks import Source
+
+Pair = tuple[Source, str]
+
 PREFIX = "transfer_pruner/"
 ELIMINATED = PREFIX + "eliminated"
 SCORE = PREFIX + "score"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_ray._private import metric_and_mode
 from transfer_pruner_ray.experiment import TuneTrial, read_trials
-from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE
+from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE, Pair
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -34,6 +34,7 @@ def records_from_results(
     target_param: str = "target",
     target: str | None = None,
     min_iterations: int = 0,
+    passed_over: Mapping[Pair, int] | None = None,
 ) -> list[TrialRecord]:
     """Read an experiment's finished trials as records for `transfer_pruner.estimate_savings`.
 
@@ -55,6 +56,10 @@ def records_from_results(
     min_iterations : int
         Trials with fewer training iterations were stopped early by the scheduler: they keep their
         seconds and have no value.
+    passed_over : mapping of (source, target) to int, optional
+        What left no trace in the experiment, each a record of an eliminated trial: a generator's
+        ``eliminated_pairs``, a searcher's ``redirected_pairs``; of a filter `eliminated_pairs`,
+        times the settings that each pair would have had.
 
     Returns
     -------
@@ -75,11 +80,11 @@ def records_from_results(
     trials = read_trials(results, metric)
     records = _records(trials, rule, pair_of, metric, mode != "min", min_iterations)
     lacking = _lacking(trials, pair_of)
-    if lacking and not records:
+    if lacking:
         warnings.warn(
             f"none of {len(trials)} trials is read: {lacking}", TransferPrunerWarning, stacklevel=2
         )
-    return records
+    return records + passed_over_records(passed_over or {}, len(trials), maximize=mode != "min")
 
 
 def transfers_from_results(
@@ -124,7 +129,7 @@ def transfers_from_results(
     maximize = mode != "min"
     records = _records(trials, None, pair_of, metric, maximize, min_iterations)
     lacking = _lacking(trials, pair_of)
-    if lacking and not records:
+    if lacking:
         raise ValueError(f"none of {len(trials)} trials is read: {lacking}")
     table = transfers_from_records(records, maximize=maximize)
     others = {
@@ -177,6 +182,17 @@ def record_of(
         audit=outcome == "trained" and trial.audit is not None,
         maximize=maximize,
     )
+
+
+def passed_over_records(
+    passed_over: Mapping[Pair, int], start: int, *, maximize: bool = True
+) -> list[TrialRecord]:
+    """Make records of trials that never were, numbered from `start` on."""
+    pairs = [pair for pair, count in passed_over.items() for _ in range(count)]
+    return [
+        TrialRecord(number, source, target, "eliminated", seconds=0.0, maximize=maximize)
+        for number, (source, target) in enumerate(pairs, start)
+    ]
 
 
 def _records(

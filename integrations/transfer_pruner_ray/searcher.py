@@ -26,14 +26,13 @@ from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_ray.deciding import (
-    Pair,
     TuneDecider,
     counts_from_json,
     counts_to_json,
     evidence_of,
     refuse_hidden,
 )
-from transfer_pruner_ray.marks import flat, with_audit
+from transfer_pruner_ray.marks import Pair, flat, with_audit
 
 _STATE_SUFFIX = ".transfer.json"
 _TIMES = 5
@@ -104,6 +103,7 @@ class TransferSearcher(Searcher):
         # What does not vary, which search algorithms leave out: of it, what may be of the pair.
         self._constants: dict[str, Any] = {}
         self._eliminated: Counter[Pair] = Counter()
+        self._redirected: Counter[Pair] = Counter()
         # What a LearningRule learns from: running trials, and those that have finished, in order.
         self._running: dict[str, Mapping[str, Any]] = {}
         self._records: list[TrialRecord] = []
@@ -125,6 +125,11 @@ class TransferSearcher(Searcher):
     def eliminated_pairs(self) -> dict[Pair, int]:
         """How many suggestions of each eliminated pair were rejected so far."""
         return dict(self._eliminated)
+
+    @property
+    def redirected_pairs(self) -> dict[Pair, int]:
+        """How many trials have another pair than the eliminated one that was suggested first."""
+        return dict(self._redirected)
 
     @property
     def rejected(self) -> int:
@@ -160,6 +165,7 @@ class TransferSearcher(Searcher):
             config = self._constants | flat(suggested)
             verdict = self._decider.of(rule, config, inner_id)
             if verdict is None or not verdict.eliminated:
+                self._redirected.update(list(times)[:1])
                 self._inner_ids[trial_id] = inner_id
                 if self._current.learns:
                     self._running[trial_id] = config
@@ -230,6 +236,7 @@ class TransferSearcher(Searcher):
             "mode": self._mode,
             "worst": self._worst,
             "eliminated": counts_to_json(self._eliminated),
+            "redirected": counts_to_json(self._redirected),
             "running": dict(self._running),
             "records": [asdict(record) for record in self._records],
         }
@@ -241,6 +248,7 @@ class TransferSearcher(Searcher):
         self._metric, self._mode = state["metric"], state["mode"]
         self._worst = state["worst"]
         self._eliminated = counts_from_json(state["eliminated"])
+        self._redirected = counts_from_json(state["redirected"])
         self._running = dict(state["running"])
         self._records = [TrialRecord(**record) for record in state["records"]]
         self._learnt = 0

@@ -33,8 +33,8 @@ from transfer_pruner_ray._domains import (
     at,
     options,
 )
-from transfer_pruner_ray.deciding import Pair, fixed_rule
-from transfer_pruner_ray.marks import AUDIT, flat
+from transfer_pruner_ray.deciding import fixed_rule
+from transfer_pruner_ray.marks import AUDIT, Pair, flat
 
 _NOTHING = object()
 

@@ -69,6 +69,32 @@ def study() -> optuna.Study:
     return study
 
 
+def test_a_search_that_never_had_our_adapters_has_no_audits(tmp_path: Path) -> None:
+    """An eliminated pair that ran was not drawn at random: only a mark makes an audit."""
+
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", TASKS)
+        return score(source, trial.suggest_categorical("target", TASKS))
+
+    space = {"source": TASKS, "target": TASKS}
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.GridSampler(space, seed=0)
+    )
+    study.optimize(objective)
+    results = tune.Tuner(
+        train_pair,
+        param_space={name: tune.grid_search(tasks) for name, tasks in space.items()},
+        tune_config=tune.TuneConfig(metric="score", mode="max", reuse_actors=True),
+        run_config=tune.RunConfig(name="plain", storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    in_ray, in_optuna = records_from_results(results, RULE), records_from_study(study, RULE)
+    for records in (in_ray, in_optuna):
+        assert len(records) == 16
+        assert not any(record.audit for record in records)
+        assert estimate_audit(records).headline() == "no audit trial among 0 eliminated ones."
+        assert not any(name.endswith("rate") for name in estimate_audit(records).metrics())
+
+
 @pytest.mark.parametrize("way", ["scheduler", "filter", "generator"])
 def test_the_same_pairs_train_and_teach_the_same(
     way: str, study: optuna.Study, tmp_path: Path
@@ -124,7 +150,7 @@ def test_audits_and_savings_are_read_alike(tmp_path: Path) -> None:
     results = tuner.fit()
     # The folder alone tells which were audits: no rule is passed.
     for source in (results, tmp_path / "audited"):
-        records = records_from_results(source, metric="score")
+        records = records_from_results(source, metric="score", mode="max")
         audits = [record for record in records if record.audit]
         assert audits
         assert all(RULE.decide(r.source, r.target).eliminated for r in audits)

@@ -13,7 +13,7 @@ from transfer_pruner.cli.program import Answer, answers, command
 
 @command(
     "transfer-pruner harvest --storage sqlite:///study.db --study NAME --out transfers.csv",
-    "transfer-pruner harvest --ray ray_results/NAME --metric f1 --out transfers.csv",
+    "transfer-pruner harvest --ray ray_results/NAME --metric f1 --mode max --out transfers.csv",
 )
 @search_options
 @click.option("--out", required=True, type=OUT_FILE, help="File, .csv or .parquet.")

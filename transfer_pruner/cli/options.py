@@ -56,6 +56,10 @@ class Search:
             raise click.UsageError("--storage needs --study, the name of one of its studies.")
         if self.ray_folder is not None and self.metric is None:
             raise click.UsageError("--ray needs --metric, a metric that its trials report.")
+        if self.ray_folder is not None and self.mode is None:
+            raise click.UsageError(
+                "--ray needs --mode: max if a higher metric is better, else min."
+            )
 
     @property
     def pair(self) -> dict[str, Any]:
@@ -99,7 +103,9 @@ class Search:
             import pyarrow  # noqa: F401
 
             from transfer_pruner_ray import records_from_results
-        records = records_from_results(self.ray_folder, rule, metric=self.metric, **self.pair)
+        records = records_from_results(
+            self.ray_folder, rule, metric=self.metric, mode=self.mode, **self.pair
+        )
         return records, self.mode != "min"
 
     def _study(self) -> optuna.Study:

@@ -14,7 +14,7 @@ from transfer_pruner.cli.program import Answer, answers, command, fail, needing
 
 @command(
     "transfer-pruner report --storage sqlite:///study.db --study NAME --out report.html",
-    "transfer-pruner report --ray ray_results/NAME --metric f1 --rule rule/ --out report.html",
+    "transfer-pruner report --ray ray_results/NAME --metric f1 --mode max --out report.html",
 )
 @search_options
 @click.option("--rule", "rule_dir", type=DIRECTORY, help="The rule that decided.")

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray")
@@ -30,6 +31,7 @@ from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.generator import TransferVariantGenerator
 from transfer_pruner_ray.marks import AUDIT
+from transfer_pruner_ray.searcher import TransferSearcher
 
 TASKS = ["a", "b", "c"]
 PAIRS = list(ordered_pairs(TASKS).itertuples(index=False, name=None))
@@ -132,6 +134,73 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("space", "what"),
+    [
+        ({"source": tune.grid_search(list(np.unique([2, 1]))), "target": 3}, "other types"),
+        ({"source": "a", "target": tune.sample_from(lambda spec: "b")}, "tune.sample_from"),
+        ({"source": tune.grid_search([["a", np.int64(1)]]), "target": "b"}, "other types"),
+    ],
+    ids=["numpy", "sample_from", "in a list"],
+)
+@pytest.mark.parametrize("adapter", ["generator", "searcher"])
+def test_tasks_that_tune_hides_are_refused_before_anything_runs(
+    cluster: None, tmp_path: Path, space: dict[str, Any], what: str, adapter: str
+) -> None:
+    search_alg: Any = TransferVariantGenerator(ONLY_A_HELPS)
+    if adapter == "searcher":
+        optuna_search = pytest.importorskip("ray.tune.search.optuna").OptunaSearch()
+        search_alg = TransferSearcher(optuna_search, ONLY_A_HELPS)
+    tuner = tune.Tuner(
+        train_pair(),
+        param_space=space,
+        tune_config=tune.TuneConfig(metric="score", mode="max", search_alg=search_alg),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    with pytest.raises(ValueError, match=f"has {what} in param_space.* use TransferScheduler"):
+        tuner.fit()
+
+
+def test_hidden_values_of_other_parameters_cost_nothing() -> None:
+    weights = ("__ref_ph", "12345678")
+    space = {**SPACE, "weights": tune.grid_search([weights])}
+    assert len(made_by(TransferVariantGenerator(ONLY_A_HELPS), space)) == 16
+
+
+def test_a_parameter_of_each_branch_and_a_function_of_them_name_the_source() -> None:
+    branches = [{"target": t, f"source_{t}": tune.grid_search(TASKS)} for t in ("b", "c")]
+    space = {"pair": tune.grid_search(branches)}
+
+    def read(params: Mapping[str, Any]) -> Any:
+        return params[f"pair/source_{params['pair/target']}"]
+
+    for source_param in ("pair/source_*", "pair/source_{target}", read):
+        generator = TransferVariantGenerator(
+            ONLY_A_HELPS, source_param=source_param, target_param="pair/target"
+        )
+        made = [config["pair"] for config in made_by(generator, space)]
+        assert [c[f"source_{c['target']}"] for c in made] == ["a", "b", "a", "c"]
+        assert generator.eliminated_pairs == {("c", "b"): 1, ("b", "c"): 1}
+
+
+@pytest.mark.parametrize("wrong", ["rule/", None, TransferPredictor(), SPACE])
+def test_what_is_no_rule_is_refused_when_it_is_given(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="rule must be an EliminationRule"):
+        TransferVariantGenerator(wrong)
+
+
+class FailingRule(EliminationRule):
+    def decide(self, source: Any, target: Any) -> Decision:
+        raise OSError("the disk is gone")
+
+
+def test_a_rule_that_fails_keeps_every_trial_and_is_told_once() -> None:
+    generator = TransferVariantGenerator(FailingRule({}, {}))
+    with pytest.warns(TransferPrunerWarning, match="the rule failed and the trial is") as caught:
+        assert len(made_by(generator, SPACE)) == 24
+    assert len(caught) == 1
 
 
 def test_a_run_takes_as_many_slots_as_there_are_kept_trials(cluster: None, tmp_path: Path) -> None:

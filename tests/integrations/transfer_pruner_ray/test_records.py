@@ -18,7 +18,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from transfer_pruner import Decision, EliminationRule, estimate_savings
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    TransferPrunerWarning,
+    estimate_audit,
+    estimate_savings,
+)
 from transfer_pruner.cli import main
 from transfer_pruner_ray import records_from_results, transfers_from_results
 
@@ -76,7 +82,7 @@ def test_a_result_grid_becomes_transfers(results: ResultGrid) -> None:
 
 def test_its_folder_says_the_same(results: ResultGrid) -> None:
     folder = Path(results.experiment_path)
-    there = transfers_from_results(folder, metric="scores/f1", **PAIR)
+    there = transfers_from_results(folder, metric="scores/f1", mode="max", **PAIR)
     assert there.equals(transfers_from_results(results, **PAIR))
     by_uri = transfers_from_results(folder.as_uri(), metric="scores/f1", mode="min", **PAIR)
     assert by_uri["gain"].tolist() == pytest.approx((-there["gain"]).tolist())
@@ -92,14 +98,15 @@ def test_a_trial_that_was_stopped_early_has_seconds_but_no_value(results: Result
     assert transfers_from_results(results, min_iterations=2, **PAIR)["source"].tolist() == ["a"]
 
 
-def test_the_rule_tells_which_trials_were_audits(results: ResultGrid) -> None:
+def test_a_rule_fills_in_scores_and_makes_no_audit(results: ResultGrid) -> None:
     rule = EliminationRule({("b", "t"): Decision(True, -0.3, 0.1, "told so")}, {})
     rule.unknown_pairs.add(("a", "t"))  # known to be unknown: no warning is needed
     records = records_from_results(results, rule, **PAIR)
-    assert [r.source for r in records if r.audit] == ["b"]
+    assert not any(r.audit for r in records), "nothing was drawn at random"
     assert [r.score for r in records if r.source == "b"] == [-0.3]
+    assert estimate_audit(records).headline() == "no audit trial among 0 eliminated ones."
     savings = estimate_savings(records)
-    assert (savings.trials_trained, savings.trials_failed, savings.trials_audited) == (4, 1, 1)
+    assert (savings.trials_trained, savings.trials_failed, savings.trials_audited) == (4, 1, 0)
 
 
 def test_reading_an_experiment_runs_no_code_and_needs_no_ray(
@@ -121,7 +128,7 @@ def test_reading_an_experiment_runs_no_code_and_needs_no_ray(
     state.write_text(json.dumps(content))
     read = (
         "import sys; from transfer_pruner_ray import transfers_from_results as read\n"
-        f"table = read({str(folder)!r}, metric='scores/f1', source_param='pair/source',"
+        f"table = read({str(folder)!r}, metric='scores/f1', mode='max', source_param='pair/source',"
         " target_param='pair/target')\n"
         "assert len(table) == 2 and 'ray' not in sys.modules, sorted(table)"
     )
@@ -136,28 +143,48 @@ def test_a_state_that_is_being_written_is_waited_for(results: ResultGrid, tmp_pa
     content = state.read_text()
     state.write_text(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is cut short: Ray Tune is writing it or was killed"):
-        transfers_from_results(folder, metric="scores/f1", **PAIR)
+        transfers_from_results(folder, metric="scores/f1", mode="max", **PAIR)
     writer = threading.Timer(0.5, state.write_text, [content])
     writer.start()
-    table = transfers_from_results(folder, metric="scores/f1", **PAIR)
+    table = transfers_from_results(folder, metric="scores/f1", mode="max", **PAIR)
     writer.join()
     assert len(table) == 2
 
 
 def test_what_is_missing_is_named(results: ResultGrid, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no Ray Tune experiment: give the folder"):
-        transfers_from_results(tmp_path, metric="f1")
+        transfers_from_results(tmp_path, metric="f1", mode="max")
     with pytest.raises(ValueError, match="metric is not known from a folder"):
         transfers_from_results(results.experiment_path)
     with pytest.raises(ValueError, match="mode must be 'max' or 'min' but got 'up'"):
         transfers_from_results(results, mode="up")
     with pytest.raises(ValueError, match="of 0 trials with a source"):
         transfers_from_results(results, metric="scores/f2", **PAIR)
+    for read in (transfers_from_results, records_from_results):
+        with pytest.raises(ValueError, match="mode of the metric 'scores/f1' is not known"):
+            read(results.experiment_path, metric="scores/f1")
+
+
+def test_parameters_of_other_names_are_told(results: ResultGrid) -> None:
+    told = "there are: pair/source, pair/target, width. Name them with source_param="
+    with pytest.raises(ValueError, match=told):
+        transfers_from_results(results)
+    with pytest.warns(TransferPrunerWarning, match=told) as caught:
+        assert records_from_results(results) == []
+    assert len(caught) == 1
+
+
+def test_records_know_which_way_is_better(results: ResultGrid) -> None:
+    folder = results.experiment_path
+    for mode in ("max", "min"):
+        records = records_from_results(folder, metric="scores/f1", mode=mode, **PAIR)
+        assert {record.maximize for record in records} == {mode == "max"}
+    assert {record.maximize for record in records_from_results(results, **PAIR)} == {True}
 
 
 def test_the_command_line_harvests_it(results: ResultGrid, tmp_path: Path) -> None:
     command = [
-        *("harvest", "--ray", results.experiment_path, "--metric", "scores/f1"),
+        *("harvest", "--ray", results.experiment_path, "--metric", "scores/f1", "--mode", "max"),
         *("--source-param", "pair/source", "--target-param", "pair/target"),
         *("--out", str(tmp_path / "transfers.csv")),
     ]
@@ -168,5 +195,9 @@ def test_the_command_line_harvests_it(results: ResultGrid, tmp_path: Path) -> No
     )
     unnamed = CliRunner().invoke(main, ["harvest", "--ray", "x", "--out", "y"])
     assert "--ray needs --metric, a metric that its trials report." in unnamed.output
+    no_mode = CliRunner().invoke(
+        main, ["harvest", "--ray", "x", "--metric", "f1", "--out", "y.csv"]
+    )
+    assert "--ray needs --mode: max if a higher metric is better, else min." in no_mode.output
     both = CliRunner().invoke(main, ["harvest", "--out", "y"])
     assert "give --storage and --study, or --ray." in both.output

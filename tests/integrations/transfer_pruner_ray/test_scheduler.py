@@ -731,6 +731,8 @@ def test_a_rule_cannot_learn_from_a_search_without_a_score() -> None:
     ("arguments", "told"),
     [
         ({"rule": TransferPredictor()}, "rule must be an EliminationRule"),
+        ({"rule": "rule/"}, "rule must be an EliminationRule"),
+        ({"rule": ASHAScheduler()}, "rule must be an EliminationRule"),
         ({"base_scheduler": "asha"}, "base_scheduler must be a scheduler of ray.tune"),
         ({"audit_fraction": 2}, "audit_fraction must be from 0 to 1 but got 2"),
         ({"source_param": ()}, "source_param must name a parameter"),

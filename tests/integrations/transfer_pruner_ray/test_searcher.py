@@ -355,7 +355,40 @@ def test_failed_trials_and_those_without_a_score_teach_nothing() -> None:
     assert searcher.get_state()["records"] == []
 
 
+class FailingRule(EliminationRule):
+    def decide(self, source: Any, target: Any) -> Decision:
+        raise OSError("the disk is gone")
+
+
+def test_a_rule_that_fails_keeps_every_suggestion_and_is_told_once() -> None:
+    searcher = TransferSearcher(random_search(), FailingRule({}, {}))
+    with pytest.warns(TransferPrunerWarning, match="the rule failed and the trial is") as caught:
+        assert len(search(searcher, 12)) == 12
+    assert len(caught) == 1
+
+
+def test_a_parameter_of_each_branch_names_the_source() -> None:
+    space = {
+        "target": tune.choice(["b", "c"]),
+        "source_b": tune.choice(TASKS),
+        "source_c": tune.choice(TASKS),
+        "fixed": "a",
+    }
+    searcher = TransferSearcher(random_search(), ONLY_A_HELPS, source_param="source_{target}")
+    made = search(searcher, 12, space, score=lambda config: 0.0)
+    assert {(c[f"source_{c['target']}"], c["target"]) for c in made} <= KEPT
+    # A constant, which algorithms leave out, is there for a function that reads it.
+    fixed = TransferSearcher(random_search(), ONLY_A_HELPS, source_param=lambda p: p["fixed"])
+    assert len(search(fixed, 4, space, score=lambda config: 0.0)) == 4
+    assert not fixed.rejected
+
+
 def test_bad_settings_are_refused_with_advice() -> None:
+    for wrong in ("rule/", None, TransferPredictor(), optuna_search()):
+        with pytest.raises(ValueError, match="rule must be an EliminationRule"):
+            TransferSearcher(optuna_search(), wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="searcher must be one of Tune's search algorithms"):
+        TransferSearcher(ONLY_A_HELPS, optuna_search())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="use TransferVariantGenerator or filter_param_space"):
         TransferSearcher(tune.search.BasicVariantGenerator(), ONLY_A_HELPS)
     with pytest.raises(ValueError, match="max_resamples must be at least 1 but got 0"):

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,44 @@ def test_what_cannot_be_filtered_is_refused_with_advice(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         filter_param_space(space, RULE, **settings)
+
+
+@pytest.mark.parametrize("source_param", ["source_*", "source_{target}", lambda params: "a"])
+def test_where_the_source_is_known_of_a_trial_only_nothing_can_be_filtered(
+    source_param: Any,
+) -> None:
+    space = {"source_b": tune.grid_search(TASKS), "target": "b"}
+    with pytest.raises(ValueError, match="source_param must name parameters here but got"):
+        filter_param_space(space, RULE, source_param=source_param)
+
+
+@pytest.mark.parametrize("wrong", ["rule/", None, TransferPredictor(), {"source": "a"}])
+def test_what_is_no_rule_is_refused_swapped_arguments_too(wrong: Any) -> None:
+    for arguments in (({"source": "a", "target": "b"}, wrong), (RULE, {"source": "a"})):
+        with pytest.raises(ValueError, match="rule must be an EliminationRule"):
+            filter_param_space(*arguments)
+
+
+class FailingRule(EliminationRule):
+    def decide(self, source: Any, target: Any) -> Decision:
+        raise OSError("the disk is gone")
+
+
+def test_a_rule_that_fails_leaves_the_space_whole_and_is_told() -> None:
+    space = {"source": tune.grid_search(TASKS), "target": tune.grid_search(TASKS)}
+    with pytest.warns(TransferPrunerWarning, match="the rule failed and the trial is kept"):
+        filtered = filter_param_space(space, FailingRule({}, {}))
+    assert counted(expanded(filtered)) == counted(expanded(space))
+
+
+def test_tasks_of_numpy_and_of_an_enum_are_named_as_the_rule_names_them() -> None:
+    class Task(Enum):
+        B = "b"
+
+    rule = EliminationRule({("1", "b"): Decision(True, 0.5, 0.5, "")}, {})
+    sources = [None, np.int64(1), np.str_("b")]
+    filtered = filter_param_space({"source": tune.grid_search(sources), "target": Task.B}, rule)
+    assert expanded(filtered) == [{"source": s, "target": Task.B} for s in (None, "b")]
 
 
 def test_a_rule_that_learns_is_refused_since_a_space_is_filtered_once() -> None:
