@@ -139,9 +139,9 @@ def cluster() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("space", "what"),
     [
-        ({"source": tune.grid_search(list(np.unique([2, 1]))), "target": 3}, "other types"),
+        ({"source": tune.grid_search(list(np.unique([2, 1]))), "target": 3}, "values of other types"),
         ({"source": "a", "target": tune.sample_from(lambda spec: "b")}, "tune.sample_from"),
-        ({"source": tune.grid_search([["a", np.int64(1)]]), "target": "b"}, "other types"),
+        ({"source": tune.grid_search([["a", np.int64(1)]]), "target": "b"}, "values of other types"),
     ],
     ids=["numpy", "sample_from", "in a list"],
 )
