@@ -36,6 +36,7 @@ from transfer_pruner_ray.searcher import TransferSearcher
 TASKS = ["a", "b", "c"]
 PAIRS = list(ordered_pairs(TASKS).itertuples(index=False, name=None))
 ONLY_A_HELPS = EliminationRule({(s, t): Decision(s != "a", 0.5, 0.5, "") for s, t in PAIRS}, {})
+OTHER = "values of other types"
 SPACE = {
     "source": tune.grid_search([None, *TASKS]),
     "target": tune.grid_search(TASKS),
@@ -139,9 +140,15 @@ def cluster() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("space", "what"),
     [
-        ({"source": tune.grid_search(list(np.unique([2, 1]))), "target": 3}, "values of other types"),
+        (
+            {"source": tune.grid_search(list(np.unique([2, 1]))), "target": 3},
+            "values of other types",
+        ),
         ({"source": "a", "target": tune.sample_from(lambda spec: "b")}, "tune.sample_from"),
-        ({"source": tune.grid_search([["a", np.int64(1)]]), "target": "b"}, "values of other types"),
+        (
+            {"source": tune.grid_search([["a", np.int64(1)]]), "target": "b"},
+            "values of other types",
+        ),
     ],
     ids=["numpy", "sample_from", "in a list"],
 )
