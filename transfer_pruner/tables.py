@@ -211,8 +211,8 @@ def savings_over_time_data(
     ordered = sorted(records, key=order or (lambda record: record.number))
     rows = []
     # From the end, which is there however few checkpoints there are.
-    counts = np.linspace(len(ordered), 1, checkpoints).round().astype(int) if ordered else []
-    for count in np.unique(counts):
+    counts = np.linspace(len(ordered), min(1, len(ordered)), checkpoints).round().astype(int)
+    for count in np.unique(counts[counts > 0]):
         savings = estimate_savings(
             ordered[:count],
             single_task_seconds=single_task_seconds,
