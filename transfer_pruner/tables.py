@@ -4,23 +4,22 @@ What they must satisfy: what is called measured was measured and an estimate is 
 positive gain is an improvement, whichever way the search goes; and a column means the same in every
 table.
 
-================================= ==================================================================
-number                            the host's number of a trial
-source, target                    names of tasks; the source is empty for the single-task baseline,
-                                  joint sources stand in one cell
-joint                             whether there are several sources
-decision                          what became of a pair, in words
-score, probability, reason        what the rule said: in a table of pairs, last
-predicted                         the score that was said before a pair's first trial ran
-gain                              measured; in a table of pairs that ran, the mean over their trials
-mean_gain                         the same in a table of all pairs; NaN where nothing was measured
-highest_value, lowest_value       of the objective, over a pair's trials
-trials_trained, trials_eliminated how many; of the trained ones ``trials_audited`` were eliminated
-trials_failed, trials             and ran all the same; ``trials`` are those that are counted here
-audit                             whether the pair was eliminated and the trial ran all the same
-seconds, seconds_spent            wall-clock, measured
-estimated_seconds_saved           an estimate; ``_low`` and ``_high`` bound it
-================================= ==================================================================
+| column | what it holds |
+|---|---|
+| `number` | the host's number of a trial |
+| `source`, `target` | tasks; an empty source is the baseline, joint sources are in one cell |
+| `joint` | whether there are several sources |
+| `decision` | what became of a pair, in words |
+| `score`, `probability`, `reason` | what the rule said; of a pair, what it said last |
+| `predicted` | the score, or the probability, that was said before a pair's first trial ran |
+| `gain` | measured, of a trial; in a table of pairs that ran, the mean over their trials |
+| `mean_gain` | the same in a table of all pairs; empty where nothing was measured |
+| `highest_value`, `lowest_value` | of the objective, over a pair's trials |
+| `trials`, `trials_trained`, `trials_eliminated`, `trials_failed` | how many |
+| `trials_audited` | how many of the trained ones had been eliminated |
+| `audit` | whether the pair was eliminated and the trial ran all the same |
+| `seconds`, `seconds_spent` | wall-clock, measured |
+| `estimated_seconds_saved` | an estimate; with `_low` and `_high`, its interval |
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from transfer_pruner.plotting.style import (
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.ranking import Predictor, ranked, task_columns
 from transfer_pruner.savings import regret
+from transfer_pruner.tables import PAIR
 from transfer_pruner.tasks import FloatArray, is_baseline
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     Scores = Predictor | EliminationRule | pd.DataFrame
 
-_PAIR = ["source", "target"]
 MOST_ROWS = 200_000
 _BAND = ((0.05, "_low"), (0.95, "_high"))
 
@@ -234,15 +234,15 @@ class _Search:
             if column not in trials.columns:
                 raise ValueError(f"{parameter} is {column!r}, which is no column of trials.")
         self.scored_by = {"chosen_by": chosen_by, "reported": reported}
-        sources, targets = pair_columns(trials, *_PAIR)
+        sources, targets = pair_columns(trials, *PAIR)
         alone = np.array([is_baseline(*p) for p in zip(sources, targets, strict=True)], dtype=bool)
         trials = trials.assign(source=np.where(alone, targets, sources), target=targets)
         trials = trials.reset_index(drop=True)
         seconds = trials["seconds"] if self.seconds_measured else pd.Series(1.0, trials.index)
         self.total, self.overhead = float(seconds.sum()), attribution_seconds
         pairs = trials[~alone].assign(_seconds=seconds[~alone])
-        cost = pairs.groupby(_PAIR, sort=False)["_seconds"].sum()
-        self.pairs = pairs.drop_duplicates(_PAIR, ignore_index=True)
+        cost = pairs.groupby(PAIR, sort=False)["_seconds"].sum()
+        self.pairs = pairs.drop_duplicates(PAIR, ignore_index=True)
         self.pair_keys = list(zip(self.pairs["source"], self.pairs["target"], strict=True))
         self.cost = cost.loc[self.pair_keys].to_numpy(dtype=float) if len(pairs) else np.zeros(0)
         by_target = self.pairs.groupby("target").size()
@@ -250,27 +250,27 @@ class _Search:
         # Which setting of a pair is chosen depends on no other pair. Sorted, for ties go to the
         # trial that stands first.
         valued = trials[trials[chosen_by].notna()]
-        best = trials.loc[sorted(valued.groupby(_PAIR)[chosen_by].idxmax())]
-        self.best = best[list(dict.fromkeys([*_PAIR, chosen_by, reported]))]
+        best = trials.loc[sorted(valued.groupby(PAIR)[chosen_by].idxmax())]
+        self.best = best[list(dict.fromkeys([*PAIR, chosen_by, reported]))]
         self.attainable = regret(self.best, (), **self.scored_by).attainable
 
     def scores(self, chosen: Scores) -> FloatArray:
         """Score the pairs; NaN where there is no score."""
         if not isinstance(chosen, (EliminationRule, pd.DataFrame)):
-            columns = dict(zip(_PAIR, task_columns(chosen), strict=True))
+            columns = dict(zip(PAIR, task_columns(chosen), strict=True))
             return np.asarray(chosen.predict(self.pairs.rename(columns=columns)), dtype=float)
         table = chosen.table() if isinstance(chosen, EliminationRule) else chosen
-        check_columns(table, (*_PAIR, "score"), "EliminationRule.table")
+        check_columns(table, (*PAIR, "score"), "EliminationRule.table")
         known = dict(
-            zip(zip(*pair_columns(table, *_PAIR), strict=True), table["score"], strict=True)
+            zip(zip(*pair_columns(table, *PAIR), strict=True), table["score"], strict=True)
         )
         return np.array([known.get(pair, np.nan) for pair in self.pair_keys], dtype=float)
 
     def ranks(self, scores: FloatArray) -> FloatArray:
         """Rank the pairs within their target; 0, which is always kept, without a score."""
-        table = ranked(self.pairs[_PAIR].assign(score=scores))
+        table = ranked(self.pairs[PAIR].assign(score=scores))
         table.loc[table["score"].isna(), "rank"] = 0
-        ranks = table.set_index(_PAIR)["rank"]
+        ranks = table.set_index(PAIR)["rank"]
         return ranks.loc[self.pair_keys].to_numpy(dtype=float) if len(ranks) else np.zeros(0)
 
     def keep(
