@@ -10,8 +10,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transfer_pruner.text.folders import (
+    ADAPTER,
+    MODEL_FILES,
+    brings_code,
+    files_of,
+    has_vocabulary,
+    model_folder,
+    names_kernel,
+)
 
 try:
     import torch
@@ -21,6 +32,7 @@ try:
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
         AutoTokenizer,
+        PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
     )
@@ -32,19 +44,9 @@ except ImportError as error:
 InMemory = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Checkpoint = str | os.PathLike[str] | InMemory
 
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_TOKENIZER = (
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json"),
-    "added_tokens.json",
-)
-# What a classifier and its tokenizer are loaded from; not the optimizer's state or a model card.
-_MODEL_FILES = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json"),
-    *_TOKENIZER,
-    _ADAPTER,
-)
-# What PEFT's file calls the module that it wraps, and transformers its classifiers' last layers.
-_WRAPPER, _HEADS = "base_model.model.", {"classifier", "score"}
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What PEFT's file calls the module that it wraps.
+_WRAPPER = "base_model.model."
 
 
 def load_model(
@@ -61,7 +63,8 @@ def load_model(
     checkpoint : path, str or (model, tokenizer)
         A folder that ``save_pretrained`` wrote a sequence or token classifier to, with safetensors;
         the id of one on the Hugging Face hub; or a PEFT adapter in such a place, whose base model
-        is loaded with it, and whose tokenizer is the base model's if it has none of its own. A pair
+        is loaded with it, and whose tokenizer is the base model's if it has none of its own. Of a
+        folder that a Trainer left, with checkpoints in it, the best is loaded, or the last. A pair
         in memory is given back as it is.
     device, dtype : str
         As for `transfer_pruner.embed_many`.
@@ -80,21 +83,21 @@ def load_model(
     ImportError
         If it is an adapter and peft is not installed.
     ValueError
-        If it lacks weights, such as those of a classification head.
+        If it lacks weights, such as those of a classification head, or a tokenizer, or needs code
+        of its own.
     """
     if isinstance(checkpoint, tuple):
         return checkpoint
     folder = _folder(checkpoint, what)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not (folder / _ADAPTER).is_file():
+    if not (folder / ADAPTER).is_file():
         _files(folder, what)
-        model, missing = _classifier(folder, dtype)
+        model, missing = _classifier(folder, dtype, what)
         _check_whole(missing, folder, what)
     else:
         model, base = _adapted(folder, dtype, what)
-        if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER):
-            folder = base
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        folder = folder if has_vocabulary(folder) else base
+    tokenizer = _tokenizer(folder, what)
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
 
@@ -114,7 +117,7 @@ def digests(checkpoint: Checkpoint, what: str) -> Iterator[str]:
     for file in _files(folder, what):
         with file.open("rb") as content:
             yield f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}"
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         yield from digests(_base(folder, what), _base_of(what))
 
 
@@ -128,8 +131,8 @@ def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         # A PEFT model's scale, and which of its adapters is active, are not among its weights.
         configs: dict[str, Any] = dict(model.peft_config)
         adapters = {name: adapter.to_dict() for name, adapter in configs.items()}
-        said = [adapters, model.active_adapter]
-        yield json.dumps(said, sort_keys=True, default=lambda x: sorted(map(str, x)))
+        scaled_by = [adapters, model.active_adapter]
+        yield json.dumps(scaled_by, sort_keys=True, default=lambda x: sorted(map(str, x)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Padding and truncation are set anew by every call.
     vocabulary = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
@@ -139,12 +142,10 @@ def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 def _folder(where: str | os.PathLike[str], what: str, revision: str | None = None) -> Path:
     if Path(where).is_dir():
-        return Path(where)
+        return model_folder(Path(where))
     try:
         return Path(
-            snapshot_download(
-                os.fspath(where), revision=revision, allow_patterns=list(_MODEL_FILES)
-            )
+            snapshot_download(os.fspath(where), revision=revision, allow_patterns=list(MODEL_FILES))
         )
     except Exception as error:
         raise FileNotFoundError(
@@ -154,7 +155,7 @@ def _folder(where: str | os.PathLike[str], what: str, revision: str | None = Non
 
 
 def _files(folder: Path, what: str) -> list[Path]:
-    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+    files = files_of(folder)
     if not any(file.suffix == ".safetensors" for file in files):
         raise FileNotFoundError(
             f"{what} is {str(folder)!r}, which holds no .safetensors file: save the model with "
@@ -163,25 +164,80 @@ def _files(folder: Path, what: str) -> list[Path]:
     return files
 
 
+@contextmanager
+def _running_no_code(folder: Path, what: str) -> Iterator[None]:
+    """Say of a folder with code of its own why it cannot be loaded."""
+    needed = (
+        f"{what} is {str(folder)!r}, which needs code of its own (%s), and nothing that is read "
+        "here can run code. If you trust it, load it yourself and give embed_many the pair "
+        "(model, tokenizer)."
+    )
+    if names_kernel(folder):
+        raise ValueError(needed % "a kernel as its attention")
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:
+        if not brings_code(folder):
+            raise
+        raise ValueError(needed % "auto_map, trust_remote_code") from error
+
+
+def _tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; of a folder without one transformers would make up an empty one."""
+    missing = ValueError(
+        f"{what} is {str(folder)!r}, which holds no tokenizer: save the one that the model was "
+        "fine-tuned with to the same folder with save_pretrained(), or give it to the Trainer as "
+        "processing_class."
+    )
+    whole = has_vocabulary(folder)
+    try:
+        with _running_no_code(folder, what):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        if whole or brings_code(folder):
+            raise
+        raise missing from error
+    # Tokenizers of bytes or characters have no vocabulary to read.
+    if not whole and tokenizer.vocab_files_names:
+        raise missing
+    return tokenizer
+
+
 def _classifier(
-    folder: Path, dtype: str, kind: str | None = None, **options: Any
+    folder: Path, dtype: str, what: str, kind: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load what the folder's configuration names, and tell which weights it does not hold."""
-    if kind is None:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        (kind, *_) = config.architectures or [""]
-    tokens = kind == "TOKEN_CLS" or kind.endswith("ForTokenClassification")
-    auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
     # Safetensors alone: what is unpickled could run code.
-    model, report = auto.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        **options,
-    )
+    with _running_no_code(folder, what):
+        model, report = _auto(kind or _architecture(folder)).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
     return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return config
+
+
+def _architecture(folder: Path) -> str:
+    architectures = _config(folder).architectures or [""]
+    return str(architectures[0])
+
+
+def _auto(kind: str) -> Any:
+    tokens = kind == "TOKEN_CLS" or kind.endswith("ForTokenClassification")
+    return AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
 
 
 def _check_whole(missing: set[str], folder: Path, what: str, advice: str = "") -> None:
@@ -209,40 +265,59 @@ def _adapted(folder: Path, dtype: str, what: str) -> tuple[Any, Path]:
             "with save_pretrained()."
         )
     adapter = PeftConfig.from_pretrained(str(folder))
+    if getattr(adapter, "megatron_config", None):
+        # PEFT imports whatever module such an adapter names.
+        raise ValueError(f"{what} is {str(folder)!r}, an adapter for Megatron: merge it first.")
     with safe_open(folder / _ADAPTER_WEIGHTS, framework="numpy") as content:
         shapes = {
             key.removeprefix(_WRAPPER): content.get_slice(key).get_shape()
             for key in content.keys()  # noqa: SIM118  (it is no mapping)
         }
-    # An adapter brings its head, whose size the base model's configuration does not know.
-    heads = [
-        shape[0]
-        for key, shape in shapes.items()
-        if _HEADS & {*key.split(".")} and "lora_" not in key and len(shape) == 2
-    ]
-    options = {"num_labels": min(heads), "ignore_mismatched_sizes": True} if heads else {}
     base = _base(folder, what)
     kind = str(getattr(adapter.task_type, "value", adapter.task_type) or "") or None
-    model, missing = _classifier(base, dtype, kind, **options)
+    with _running_no_code(base, what):
+        labels = _labels(base, kind, shapes)
+    options = {"num_labels": labels, "ignore_mismatched_sizes": True} if labels else {}
+    model, missing = _classifier(base, dtype, what, kind, **options)
     advice = "train the adapter with task_type='SEQ_CLS', or these modules in modules_to_save"
     _check_whole(missing - shapes.keys(), folder, what, advice)
     adapted = PeftModel.from_pretrained(model, str(folder))
     return adapted.to(getattr(torch, dtype)), base
 
 
+def _labels(base: Path, kind: str | None, shapes: dict[str, list[int]]) -> int | None:
+    """Tell how many labels an adapter's head has, which its base's configuration does not know.
+
+    The head is, whatever it is called, the weights whose size goes with the number of labels.
+    """
+    auto = _auto(kind or _architecture(base))
+    sizes = []
+    for labels in (2, 3):
+        config = _config(base)
+        config.num_labels = labels
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=False)
+        sizes.append({key: tuple(x.shape) for key, x in model.state_dict().items()})
+    for key, (two, three) in ((key, (sizes[0][key], sizes[1][key])) for key in sizes[0]):
+        axes = [axis for axis, pair in enumerate(zip(two, three, strict=True)) if pair == (2, 3)]
+        if axes and key in shapes:
+            return shapes[key][axes[0]]
+    return None
+
+
 def _base(folder: Path, what: str) -> Path:
     try:
-        adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         where, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{what} is {str(folder)!r}, whose {_ADAPTER} is broken ({error!r}): save the adapter "
+            f"{what} is {str(folder)!r}, whose {ADAPTER} is broken ({error!r}): save the adapter "
             "with save_pretrained()."
         ) from error
     if not where:
         raise ValueError(
             f"{what} is {str(folder)!r}, an adapter that does not know its base model: write the "
-            f"base model's folder or hub id as base_model_name_or_path into its {_ADAPTER}."
+            f"base model's folder or hub id as base_model_name_or_path into its {ADAPTER}."
         )
     return _folder(where, _base_of(what), revision)
 
