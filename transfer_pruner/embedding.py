@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from transfer_pruner.exceptions import TransferPrunerWarning as TransferPrunerWarning  # as in 0.1
 from transfer_pruner.files import write_atomically
+from transfer_pruner.tasks import task_name
 
 FORMAT = 1
 EXAMPLES = "examples/"
@@ -34,6 +37,9 @@ TOKENS = "tokens"
 """The signal that holds the attributions of the tokens that ``provenance["tokens"]`` names."""
 
 _SUFFIX = ".safetensors"
+# What file systems take for the name of a file, in bytes.
+_LONGEST = 255
+_APPLE_DOUBLE = b"\0\5\x16\7"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class TaskEmbedding:
     Parameters
     ----------
     name : str
-        The task. Pairs refer to it by this name.
+        The task. Pairs refer to it by this name. A number is taken by its digits.
     vectors : mapping of str to array of shape (width,)
         Layer name -> signed attribution of each neuron, summed over positions and averaged over
         the probe examples. Stored as float32. With layer conductance the sum of a vector is the
@@ -76,8 +82,11 @@ class TaskEmbedding:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
+        is_name = isinstance(self.name, (str, int, float, np.generic, Enum))
+        name = task_name(self.name) if is_name else None
+        if name is None:
             raise ValueError(f"name must be a non-empty string but got {self.name!r}.")
+        object.__setattr__(self, "name", name)
         if not self.vectors:
             raise ValueError(f"vectors of task {self.name!r} must hold at least one layer.")
         for layer, vector in self.vectors.items():
@@ -181,23 +190,51 @@ def load_embeddings(directory: str | os.PathLike[str]) -> dict[str, TaskEmbeddin
     FileNotFoundError
         If the directory does not exist or holds no embedding.
     ValueError
-        If a file is truncated or is not a task embedding; the message names it.
+        If a file is truncated or is not a task embedding, the message names it; or if two files
+        hold the same task and neither has the name that `save_embeddings` gave it.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"directory {str(directory)!r} does not exist.")
-    files = sorted(directory.glob("*" + _SUFFIX))
+    files = [file for file in sorted(directory.glob("*" + _SUFFIX)) if not _is_litter(file)]
     if not files:
         raise FileNotFoundError(
             f"directory {str(directory)!r} holds no {_SUFFIX} file: write some with "
             "save_embeddings()."
         )
-    return {embedding.name: embedding for embedding in map(_decode, files)}
+    found: dict[str, dict[Path, TaskEmbedding]] = {}
+    for file in files:
+        embedding = _decode(file)
+        found.setdefault(embedding.name, {})[file] = embedding
+    return {name: _current(directory, name, held) for name, held in found.items()}
+
+
+def _current(directory: Path, name: str, held: Mapping[Path, TaskEmbedding]) -> TaskEmbedding:
+    """Choose, of the files that hold one task, the one that `save_embeddings` writes."""
+    if len(held) == 1:
+        return next(iter(held.values()))
+    own = embedding_file(directory, name)
+    others = ", ".join(repr(file.name) for file in held if file != own)
+    if own not in held:
+        raise ValueError(
+            f"{str(directory)!r} holds the task {name!r} in {others}: leave one of them there."
+        )
+    warnings.warn(
+        f"{others} in {str(directory)!r} is left out, as {own.name!r} holds the task {name!r} too.",
+        TransferPrunerWarning,
+        stacklevel=3,
+    )
+    return held[own]
 
 
 def embedding_file(directory: Path, name: str) -> Path:
     """Where the embedding of a task is kept."""
-    return directory / (quote(name, safe="") + _SUFFIX)
+    stem = quote(name, safe="")
+    if len(stem) + len(_SUFFIX) > _LONGEST:
+        # A letter of Chinese takes nine characters.
+        digest = "-" + hashlib.sha256(name.encode()).hexdigest()
+        stem = stem[: _LONGEST - len(_SUFFIX) - len(digest)] + digest
+    return directory / (stem + _SUFFIX)
 
 
 def read_provenance(file: Path) -> dict[str, Any]:
@@ -262,9 +299,16 @@ def _decode(path: Path) -> TaskEmbedding:
         ) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{str(path)!r} is not a whole task embedding ({error}): delete it and embed the task "
-            "again."
+            f"{str(path)!r} is not a whole task embedding ({error}): embed its task again."
         ) from error
+
+
+def _is_litter(file: Path) -> bool:
+    """Whether a file is what macOS writes beside another one."""
+    if not file.name.startswith("._"):
+        return False
+    with file.open("rb") as content:
+        return content.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
 
 
 class _ForeignFileError(Exception):
