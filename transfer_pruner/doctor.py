@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -167,6 +168,38 @@ def check_tracking(uri: str, timeout: float = 3.0) -> Check:
         advice = "use sqlite:///mlflow.db or a server"
         return Check(name, "broken", "MLflow 3 no longer writes to plain folders", advice)
     return Check(name, "warning", f"{scheme}: stores are not checked", "open it with MLflow itself")
+
+
+def check_models(directory: str | os.PathLike[str]) -> list[Check]:
+    """Tell whether the model in a folder, or each model in the folders of a folder, is whole.
+
+    That is: a trained classifier in safetensors with its tokenizer, which needs no code of its own.
+    Each is loaded; what is not on this machine is not fetched.
+    """
+    name = f"models {directory}"
+    try:
+        from transfer_pruner.text.checkpoints import load_model
+        from transfer_pruner.text.folders import is_model, model_folder, models_in
+    except ImportError as error:
+        return [Check(name, "broken", one_line(error), f"pip install '{DISTRIBUTION}[text]'")]
+    folder = Path(directory)
+    if not folder.is_dir():
+        return [Check(name, "broken", "there is no such folder", "correct the path")]
+    models = {folder.name: folder} if is_model(model_folder(folder)) else models_in(folder)
+    if not models:
+        advice = "save models there with save_pretrained(), each in a folder named as its task"
+        return [Check(name, "broken", "no model in it or in its folders", advice)]
+    checks = []
+    for task, where in models.items():
+        try:
+            model, tokenizer = load_model(where, device="cpu", what=task, fetch=False)
+        except Exception as error:
+            advice = "save the model again, whole, before it is embedded"
+            checks.append(Check(f"model {task}", "broken", one_line(error), advice))
+            continue
+        found = f"{type(model).__name__} of {model.config.num_labels} labels, with a tokenizer of "
+        checks.append(Check(f"model {task}", "ok", f"{found}{len(tokenizer)} tokens"))
+    return checks
 
 
 def check_embeddings(directory: str | os.PathLike[str]) -> tuple[list[Check], list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from transfer_pruner.cli.options import list_studies
 from transfer_pruner.doctor import (
     Check,
     check_embeddings,
+    check_models,
     check_packages,
     check_rule,
     check_storage,
@@ -260,3 +263,31 @@ def test_passwords_are_blotted_out() -> None:
     assert one_line(error) == said
     assert one_line(KeyError("no such study")) == "no such study"
     assert one_line(RuntimeError()) == "RuntimeError"
+
+
+def test_models_are_whole_or_the_doctor_says_what_they_lack(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    models = save_model("news").parent
+    (models / "notes").mkdir()
+    shutil.copytree(models / "news", models / "run" / "checkpoint-10")
+    for file in save_model("bare").glob("tokenizer*"):
+        file.unlink()
+    adapter = models / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    found = {check.name: check for check in check_models(models)}
+    assert {name: check.status for name, check in found.items()} == {
+        "model adapter": "broken",
+        "model bare": "broken",
+        "model news": "ok",
+        "model run": "ok",
+    }
+    assert "BertForSequenceClassification of 2 labels" in found["model news"].found
+    assert "holds no tokenizer" in found["model bare"].found
+    (one,) = check_models(models / "news")
+    assert (one.name, one.status) == ("model news", "ok")
+    assert check_models(models / "notes")[0].found == "no model in it or in its folders"
+    assert check_models(tmp_path / "nowhere")[0].status == "broken"

@@ -15,15 +15,20 @@ _COLOURS = {"ok": "green", "absent": "bright_black", "warning": "yellow", "broke
 
 @command(
     "transfer-pruner doctor --storage sqlite:///study.db --embeddings embeddings/ --rule rule/",
+    "transfer-pruner doctor --models models/",
 )
 @click.option("--storage", help="Optuna storage to open: storage URL or journal file.")
 @click.option("--tracking-uri", help="MLflow server or database to reach.")
+@click.option(
+    "--models", "models_dir", type=DIRECTORY, help="Folder of models, or one model's, to load."
+)
 @click.option("--embeddings", "embeddings_dir", type=DIRECTORY, help="Task embeddings to load.")
 @click.option("--rule", "rule_dir", type=DIRECTORY, help="Rule to load.")
 @answers
 def doctor(
     storage: str | None,
     tracking_uri: str | None,
+    models_dir: Path | None,
     embeddings_dir: Path | None,
     rule_dir: Path | None,
 ) -> Answer:
@@ -36,6 +41,8 @@ def doctor(
         checks.append(checking.check_storage(storage, list_studies))
     if tracking_uri is not None:
         checks.append(checking.check_tracking(tracking_uri))
+    if models_dir is not None:
+        checks += checking.check_models(models_dir)
     tasks: list[str] = []
     if embeddings_dir is not None:
         found, tasks = checking.check_embeddings(embeddings_dir)

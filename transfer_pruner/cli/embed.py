@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ _METHODS = (
     *("conductance", "gradient_x_activation"),
     *("deep_lift", "gradient_shap", "integrated_gradients"),
 )
-_TARGETS = ("predicted", "sum")
 
 
 @command(
@@ -40,7 +39,10 @@ _TARGETS = ("predicted", "sum")
 )
 @click.option("--name", help="The task, of a single --model.")
 @click.option(
-    "--models", "folder", type=DIRECTORY, help="Folder of models, each named as its task."
+    "--models",
+    "folder",
+    type=DIRECTORY,
+    help="Folder of models, each in a folder named as its task.",
 )
 @click.option(
     "--data",
@@ -74,7 +76,7 @@ _TARGETS = ("predicted", "sum")
     "targets",
     multiple=True,
     metavar="[NAME=]TARGET",
-    help="Logit to attribute: its number, predicted or sum; of the task NAME, or of all.",
+    help="Logit to attribute: number, label, predicted or sum; of the task NAME, or of all.",
 )
 @click.option("--layer", "layers", multiple=True, help="Module to attribute, instead of blocks.")
 @click.option("--device", help="As torch names it; left out, a GPU where there is one.")
@@ -115,7 +117,7 @@ def embed(
     with needing("text", "embed"):
         from transformers.utils.logging import disable_progress_bar
 
-        from transfer_pruner.text.store import embed_many
+        from transfer_pruner.text.store import NotEmbeddedError, embed_many
     # One bar counts tasks; another for every model that is read would tear it apart.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     from transfer_pruner.doctor import compared
@@ -135,8 +137,8 @@ def embed(
             layers=layers or None,
             **settings,
         )
-    except ExceptionGroup as group:
-        failed = {_task_of(error, models): one_line(error) for error in group.exceptions}
+    except NotEmbeddedError as group:
+        failed = {task: one_line(error) for task, error in group.of_task.items()}
     rows: list[dict[str, Any]] = []
     for task, file in files.items():
         if task in failed or not file.exists():
@@ -187,9 +189,13 @@ def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict
             raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
         models[task] = where
     if folder is not None:
-        files = ("config.json", "adapter_config.json")
-        saved = [path.parent for file in files for path in folder.glob(f"*/{file}")]
-        found = {path.name: str(path) for path in saved}
+        with needing("text", "embed"):
+            from transfer_pruner.text.folders import is_model, model_folder, models_in
+        if is_model(model_folder(folder)):
+            raise click.UsageError(
+                f"--models {folder} is the folder of one model: give it as --model NAME={folder}."
+            )
+        found = {task: str(path) for task, path in models_in(folder).items()}
         if not found:
             fail(
                 f"--models {folder} holds no folder with a config.json or adapter_config.json: "
@@ -217,25 +223,21 @@ def _targets(given: Sequence[str], models: Mapping[str, str]) -> Any:
     """Read what to attribute: for all tasks, or of each that is named."""
     targets: dict[str | None, int | str] = {}
     for target in given:
-        task, equals, value = target.rpartition("=")
-        if not value.isdecimal() and value not in _TARGETS:
-            raise click.UsageError(
-                f"--target-class {target} must be [NAME=]NUMBER, predicted or sum."
-            )
-        if equals and task not in models:
+        # Labels and tasks may hold an equals sign themselves.
+        task = next((task for task in models if target.startswith(f"{task}=")), None)
+        value = target if task is None else target[len(task) + 1 :]
+        if task is None and "=" in target:
             raise click.UsageError(
                 f"--target-class {target} is of no model here; there are: {', '.join(models)}."
             )
-        targets[task if equals else None] = int(value) if value.isdecimal() else value
+        if not value:
+            raise click.UsageError(
+                f"--target-class {target} must be [NAME=] and a number, a label, predicted or sum."
+            )
+        targets[task] = int(value) if value.isdecimal() else value
     for_all = targets.pop(None, None)
     return {task: targets.get(task, for_all) for task in models}
 
 
 def _modified(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _task_of(error: Exception, tasks: Iterable[str]) -> str:
-    """Tell which task an error of `embed_many` is about: its note or its message names it."""
-    said = " ".join([*getattr(error, "__notes__", ()), str(error)])
-    return next((task for task in tasks if repr(task) in said), "a task")

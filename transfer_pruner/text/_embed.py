@@ -143,7 +143,8 @@ def _target(target: int | str | None, model: PreTrainedModel) -> int | str:
     if target is None:
         return default_target(model.config, type(model).__name__)
     if not isinstance(target, str) or target in (PREDICTED, SUM):
-        return target
+        # An element of an array of labels is a number too.
+        return target.item() if hasattr(target, "item") else target
     labels = {str(label): int(index) for index, label in (model.config.id2label or {}).items()}
     alike = {label for label in labels if label.casefold() == target.casefold()}
     found = target if target in labels else alike.pop() if len(alike) == 1 else None

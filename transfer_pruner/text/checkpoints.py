@@ -55,6 +55,7 @@ def load_model(
     device: str | None = None,
     dtype: str = "float32",
     what: str = "checkpoint",
+    fetch: bool = True,
 ) -> InMemory:
     """Load a classifier and its tokenizer, as `transfer_pruner.text.embed_text` takes them.
 
@@ -70,6 +71,8 @@ def load_model(
         As for `transfer_pruner.embed_many`.
     what : str
         What errors call the checkpoint.
+    fetch : bool
+        Whether to fetch from the hub what is not on this machine.
 
     Returns
     -------
@@ -88,14 +91,14 @@ def load_model(
     """
     if isinstance(checkpoint, tuple):
         return checkpoint
-    folder = _folder(checkpoint, what)
+    folder = _folder(checkpoint, what, fetch=fetch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not (folder / ADAPTER).is_file():
         _files(folder, what)
         model, missing = _classifier(folder, dtype, what)
         _check_whole(missing, folder, what)
     else:
-        model, base = _adapted(folder, dtype, what)
+        model, base = _adapted(folder, dtype, what, fetch)
         folder = folder if has_vocabulary(folder) else base
     tokenizer = _tokenizer(folder, what)
     model.to(device)  # type: ignore[arg-type]
@@ -140,12 +143,19 @@ def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     yield f"{type(tokenizer).__name__}\0{tokenizer.pad_token_id}\0{tokenizer.eos_token_id}"
 
 
-def _folder(where: str | os.PathLike[str], what: str, revision: str | None = None) -> Path:
+def _folder(
+    where: str | os.PathLike[str], what: str, revision: str | None = None, fetch: bool = True
+) -> Path:
     if Path(where).is_dir():
         return model_folder(Path(where))
     try:
         return Path(
-            snapshot_download(os.fspath(where), revision=revision, allow_patterns=list(MODEL_FILES))
+            snapshot_download(
+                os.fspath(where),
+                revision=revision,
+                allow_patterns=list(MODEL_FILES),
+                local_files_only=not fetch,
+            )
         )
     except Exception as error:
         raise FileNotFoundError(
@@ -250,7 +260,7 @@ def _check_whole(missing: set[str], folder: Path, what: str, advice: str = "") -
         )
 
 
-def _adapted(folder: Path, dtype: str, what: str) -> tuple[Any, Path]:
+def _adapted(folder: Path, dtype: str, what: str, fetch: bool) -> tuple[Any, Path]:
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -273,7 +283,7 @@ def _adapted(folder: Path, dtype: str, what: str) -> tuple[Any, Path]:
             key.removeprefix(_WRAPPER): content.get_slice(key).get_shape()
             for key in content.keys()  # noqa: SIM118  (it is no mapping)
         }
-    base = _base(folder, what)
+    base = _base(folder, what, fetch)
     kind = str(getattr(adapter.task_type, "value", adapter.task_type) or "") or None
     with _running_no_code(base, what):
         labels = _labels(base, kind, shapes)
@@ -305,7 +315,7 @@ def _labels(base: Path, kind: str | None, shapes: dict[str, list[int]]) -> int |
     return None
 
 
-def _base(folder: Path, what: str) -> Path:
+def _base(folder: Path, what: str, fetch: bool = True) -> Path:
     try:
         adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         where, revision = adapter["base_model_name_or_path"], adapter.get("revision")
@@ -319,7 +329,7 @@ def _base(folder: Path, what: str) -> Path:
             f"{what} is {str(folder)!r}, an adapter that does not know its base model: write the "
             f"base model's folder or hub id as base_model_name_or_path into its {ADAPTER}."
         )
-    return _folder(where, _base_of(what), revision)
+    return _folder(where, _base_of(what), revision, fetch)
 
 
 def _base_of(what: str) -> str:

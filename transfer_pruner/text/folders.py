@@ -50,6 +50,12 @@ def model_folder(folder: Path) -> Path:
     return named if named in steps.values() else last
 
 
+def models_in(folder: Path) -> dict[str, Path]:
+    """Find the models in the folders of a folder, by their folders' names."""
+    found = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {name: path for name, path in found.items() if is_model(model_folder(path))}
+
+
 def files_of(folder: Path, patterns: Iterable[str] = MODEL_FILES) -> list[Path]:
     """List a folder's files of these patterns, but for what macOS writes beside files."""
     found = {file for pattern in patterns for file in folder.glob(pattern)}

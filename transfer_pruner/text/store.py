@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from transfer_pruner.embedding import (
     TaskEmbedding,
     embedding_file,
     read_provenance,
     save_embeddings,
 )
+from transfer_pruner.tasks import task_name
 from transfer_pruner.text._embed import embed_text
 from transfer_pruner.text.checkpoints import Checkpoint, digests, load_model
 
@@ -78,8 +81,9 @@ def embed_many(
     ------
     ValueError
         If a parameter is bad; nothing is computed then.
-    ExceptionGroup
-        If tasks could not be embedded: after all the others were, one error for each.
+    NotEmbeddedError
+        If tasks could not be embedded: after all the others were. An ExceptionGroup of one error
+        for each, by task in its ``of_task``.
     """
     jobs = make_jobs(models, texts, device=device, dtype=dtype, settings=settings)
 
@@ -91,6 +95,33 @@ def embed_many(
                 yield job, error
 
     return run_jobs(jobs, directory, results, progress=progress)
+
+
+class NotEmbeddedError(ExceptionGroup[Exception]):
+    """Tasks that could not be embedded, each with its error.
+
+    Attributes
+    ----------
+    of_task : dict of str to Exception
+    """
+
+    of_task: dict[str, Exception]
+
+    def __new__(cls, of_task: Mapping[str, Exception], n_tasks: int) -> NotEmbeddedError:
+        """Gather the errors, by task, of a call for so many tasks."""
+        for task, error in of_task.items():
+            error.add_note(f"while embedding the task {task!r}")
+        message = f"{len(of_task)} of {n_tasks} tasks could not be embedded; the others were"
+        group = super().__new__(cls, message, list(of_task.values()))
+        group.of_task = dict(of_task)
+        return group
+
+    def derive(self, errors: Sequence[Exception]) -> ExceptionGroup[Exception]:  # type: ignore[override]
+        """Make the group of a part of the errors, as ``except*`` does."""
+        return ExceptionGroup(self.message, errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExceptionGroup, (self.message, list(self.exceptions))
 
 
 @dataclass(frozen=True)
@@ -180,9 +211,12 @@ def make_jobs(
                 f"settings holds {setting!r}, which embed_text does not have; it has: "
                 f"{', '.join(known)}."
             )
+    models = _by_task(models, "models")
+    texts = _by_task(texts, "texts") if isinstance(texts, Mapping) else dict.fromkeys(models, texts)
     targets = settings.get("target")
-    each = targets if isinstance(targets, Mapping) else dict.fromkeys(models, targets)
-    strange = [task for task in each if task not in models]
+    targets = targets if isinstance(targets, Mapping) else dict.fromkeys(models, targets)
+    targets = _by_task(targets, "target")
+    strange = [task for task in targets if task not in models]
     if strange:
         raise ValueError(
             f"target holds the task {strange[0]!r}, which models does not; it has: "
@@ -190,13 +224,33 @@ def make_jobs(
         )
     jobs = []
     for name, model in models.items():
-        own = texts if not isinstance(texts, Mapping) else texts.get(name)
-        if own is None:
+        if name not in texts:
             raise ValueError(f"texts holds none for the task {name!r}.")
-        own_settings = {**known, **settings, "target": each.get(name)}
+        if isinstance(texts[name], str):
+            raise ValueError(
+                f"texts[{name!r}] must be a sequence of strings but got the string "
+                f"{texts[name][:40]!r}: write [text]."
+            )
+        own_settings = {**known, **settings, "target": targets.get(name)}
         where = _located(model, f"models[{name!r}]")
-        jobs.append(Job(name, where, tuple(own), device, dtype, own_settings))
+        jobs.append(Job(name, where, tuple(texts[name]), device, dtype, own_settings))
     return jobs
+
+
+def _by_task(given: Mapping[Any, Any], parameter: str) -> dict[str, Any]:
+    """Name tasks by text, whatever their type; refuse names that look like others."""
+    named: dict[str, Any] = {}
+    for task, value in given.items():
+        name = task_name(task)
+        if name is None or name != name.strip():
+            raise ValueError(
+                f"{parameter} holds the task {task!r}: a name has a letter, and no blank at its "
+                "ends."
+            )
+        if name in named:
+            raise ValueError(f"{parameter} holds the task {name!r} twice, as text and as number.")
+        named[name] = value
+    return named
 
 
 def run_jobs(
@@ -208,14 +262,14 @@ def run_jobs(
 ) -> dict[str, Path]:
     """Save what `results` gives for the jobs that are not done, each as soon as it is there."""
     directory = Path(directory)
-    failures: list[Exception] = []
+    failures: dict[str, Exception] = {}
     pending = []
     for job in jobs:
         try:
             if not job.is_done(directory):
                 pending.append(job)
         except (FileNotFoundError, ValueError) as error:
-            failures.append(error)
+            failures[job.name] = error
     with tqdm(total=len(jobs), unit="task", disable=not progress) as bar:
         bar.update(len(jobs) - len(pending))
         for job, result in results(pending):
@@ -223,13 +277,10 @@ def run_jobs(
             if isinstance(result, TaskEmbedding):
                 save_embeddings([result], directory)
             else:
-                result.add_note(f"while embedding the task {job.name!r}")
-                failures.append(result)
+                failures[job.name] = result
             bar.update()
     if failures:
-        raise ExceptionGroup(
-            f"{len(failures)} of {len(jobs)} tasks could not be embedded; the others were", failures
-        )
+        raise NotEmbeddedError(failures, len(jobs))
     return {job.name: embedding_file(directory, job.name) for job in jobs}
 
 
@@ -249,4 +300,6 @@ def _described(value: Any) -> Any:
     """Write a setting as JSON: a Captum class by its name."""
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return list(value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    return value.item() if isinstance(value, np.generic) else value

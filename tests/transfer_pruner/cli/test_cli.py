@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -356,6 +357,44 @@ def test_models_that_fail_do_not_stop_the_others(
     result = run(*command)
     assert "Error: odd could not be embedded: models['odd'] is" in result.output
     assert "1 of 2 tasks embedded" in result.output
+
+
+def test_a_failed_task_is_told_from_one_that_its_error_names(
+    save_model: SaveModel, tmp_path: Path, answer: Ask
+) -> None:
+    command = (
+        *("embed", "--model", f"news={save_model('a')}", "--model", "odd=/no/such/'news'"),
+        *("--data", texts(tmp_path / "texts.csv"), "--text-column", "tweet", "--steps", 2),
+        *("--out", tmp_path / "out"),
+    )
+    told = answer(*command, code=1)
+    assert (list(told["failed"]), [row["task"] for row in told["embeddings"]]) == (
+        ["odd"],
+        ["news"],
+    )
+
+
+def test_folders_of_a_trainer_are_found_and_targets_are_labels(
+    save_model: SaveModel, tmp_path: Path, answer: Ask
+) -> None:
+    saved = save_model("a")
+    for step in (500, 1000):
+        shutil.copytree(saved, tmp_path / "runs" / "news" / f"checkpoint-{step}")
+    command = (
+        *("embed", "--data", texts(tmp_path / "texts.csv"), "--text-column", "tweet"),
+        *("--steps", 2, "--out", tmp_path / "out", "--target-class", "news=LABEL_0"),
+    )
+    told = answer(*command, "--models", tmp_path / "runs")
+    assert [row["task"] for row in told["embeddings"]] == ["news"]
+    assert load_embeddings(tmp_path / "out")["news"].provenance["target"] == 0
+    # One model's folder is not a folder of tasks that are called as its checkpoints.
+    run_folder = tmp_path / "runs" / "news"
+    message = error(*command, "--models", run_folder, code=2)
+    assert f"is the folder of one model: give it as --model NAME={run_folder}" in message
+    told = answer(*command, "--model", f"news={run_folder}")
+    assert told["embeddings"][0]["embedded"] == "before"
+    other = error(*command, "--model", f"news={run_folder}", "--target-class", "nwes=1", code=2)
+    assert "nwes=1 is of no model here; there are: news" in other
 
 
 @pytest.mark.filterwarnings("error")

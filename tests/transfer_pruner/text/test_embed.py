@@ -143,8 +143,89 @@ def test_bad_input_stops_early(tokenizer: PreTrainedTokenizerFast) -> None:
         embed_text(model, tokenizer, [], name="t", target=1)
     with pytest.raises(ValueError, match=r"texts must be .* but got \[nan"):
         embed_text(model, tokenizer, [float("nan")], name="t", target=1)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="a sequence of strings but got the string 'flood"):
+        embed_text(model, tokenizer, TEXTS[0], name="t", target=1)
     with pytest.raises(ValueError, match="batch_size must be at least 1 but got 0"):
         embed_text(model, tokenizer, TEXTS, name="t", target=1, batch_size=0)
+
+
+@pytest.mark.parametrize("max_length", [-1, 0, 1, 2])
+def test_a_length_without_room_for_a_text_is_refused(
+    max_length: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = AutoModelForSequenceClassification.from_config(FAMILIES["bert"])
+    with pytest.raises(
+        ValueError, match=f"max_length must be 3 or more, 2 special .* {max_length}"
+    ):
+        embed_text(model, tokenizer, TEXTS, name="t", max_length=max_length)
+    assert embed_text(model, tokenizer, TEXTS, name="t", max_length=3, n_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "most"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("distilbert", 64)]
+)
+def test_a_text_longer_than_the_models_positions_is_refused(
+    family: str, most: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = AutoModelForSequenceClassification.from_config(FAMILIES[family])
+    long = ["help", "water " * 100]
+    with pytest.raises(ValueError, match=f"max_length must be {most} or less, .* a text has 102"):
+        embed_text(model, tokenizer, long, name="t")
+    assert embed_text(model, tokenizer, long, name="t", max_length=most, n_steps=1)
+
+
+def test_a_model_without_a_table_of_positions_takes_texts_of_any_length(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = AutoModelForSequenceClassification.from_config(FAMILIES["llama"])
+    assert embed_text(model, tokenizer, ["water " * 100], name="t", n_steps=1)
+
+
+@pytest.mark.parametrize("wanted", ["flood", "FLOOD"])
+def test_a_target_may_be_a_label(wanted: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    labels = {0: "none", 1: "fire", 2: "Flood" if wanted == "FLOOD" else "flood"}
+    config = BertConfig(**{**SMALL, **ENCODER, "num_labels": 3}, id2label=labels)
+    model = AutoModelForSequenceClassification.from_config(config)
+    named = embed_text(model, tokenizer, TEXTS, name="t", target=wanted, n_steps=1)
+    assert named.provenance["target"] == 2
+    assert (
+        named.fingerprint
+        == embed_text(model, tokenizer, TEXTS, name="t", target=2, n_steps=1).fingerprint
+    )
+    with pytest.raises(ValueError, match=r"or a label of the model but got 'floods'; it has: none"):
+        embed_text(model, tokenizer, TEXTS, name="t", target="floods")
+
+
+def test_texts_that_say_nothing_to_the_tokenizer_are_refused_with_their_share(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = AutoModelForSequenceClassification.from_config(FAMILIES["bert"])
+    strange = ["Wasser und Brot", "wir brauchen help", "hier"]
+    with pytest.raises(ValueError, match=r"say nothing to the tokenizer, .*: 86% of them"):
+        embed_text(model, tokenizer, strange, name="t")
+    with pytest.raises(ValueError, match="100% of them is unknown"):
+        embed_text(model, tokenizer, ["", " "], name="t")
+    half = embed_text(model, tokenizer, ["help me", "water bitte"], name="t", n_steps=1)
+    assert half.provenance["unknown_share"] == 0.5
+
+
+def test_a_tokenizer_need_not_tell_its_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Plain:
+        """The least that tokenizers have in common."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+            del options["return_special_tokens_mask"]
+            return dict(tokenizer(text, **options))
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(FAMILIES["bert"])
+    texts = [*TEXTS, "help strange water"]
+    mine = embed_text(model, Plain(), texts, name="t", n_steps=1)  # type: ignore[arg-type]
+    assert mine.fingerprint == embed_text(model, tokenizer, texts, name="t", n_steps=1).fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from transfer_pruner import embed_many, load_embeddings
 from transfer_pruner.text import embed_text
+from transfer_pruner.text.store import NotEmbeddedError
 
 TEXTS = ["flood in the city", "we need water and food", "help"]
 SaveModel = Callable[..., Path]
@@ -162,3 +164,39 @@ def test_a_model_that_is_nowhere_says_so(tmp_path: Path) -> None:
     assert "models['news'] is '/no/such/folder', which is no folder" in str(
         raised.value.exceptions[0]
     )
+
+
+def test_numbers_are_tasks_by_their_digits(save_model: SaveModel, tmp_path: Path) -> None:
+    models = {3: save_model("a"), np.int64(37): save_model("b", seed=1)}
+    out = tmp_path / "out"
+    files = embed_many(models, {"3": TEXTS, 37.0: TEXTS}, out, target={3: 0, "37": np.int64(1)})
+    assert list(files) == ["3", "37"]
+    found = load_embeddings(out)
+    assert {name: one.provenance["target"] for name, one in found.items()} == {"3": 0, "37": 1}
+    with pytest.raises(ValueError, match="models holds the task '3' twice, as text and as number"):
+        embed_many({3: "x", "3": "y"}, TEXTS, out)
+
+
+@pytest.mark.parametrize("name", ["news ", " news", "news\n", "", None, " "])
+def test_a_name_that_looks_like_another_is_no_task(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"models holds the task .*: a name has a letter, and no"):
+        embed_many({name: "x"}, TEXTS, tmp_path)
+
+
+def test_the_text_of_a_task_is_not_its_letters(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"texts\['news'\] must be a sequence of strings but got"):
+        embed_many({"news": "x"}, {"news": "one text"}, tmp_path)
+
+
+def test_errors_carry_their_tasks(save_model: SaveModel, tmp_path: Path) -> None:
+    models = {"news": "/no/such/'advice'", "advice": save_model("a"), "rescue": "/nor/this"}
+    with pytest.raises(NotEmbeddedError, match="2 of 3 tasks could not be embedded") as raised:
+        embed_many(models, TEXTS, tmp_path)
+    assert list(raised.value.of_task) == ["news", "rescue"]
+    assert [*raised.value.of_task.values()] == [*raised.value.exceptions]
+    again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
+    assert [str(error) for error in again.exceptions] == list(map(str, raised.value.exceptions))
+    missing, others = raised.value.split(FileNotFoundError)
+    assert missing is not None
+    assert len(missing.exceptions) == 2
+    assert others is None
