@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -33,6 +33,8 @@ def same(a: TaskEmbedding, b: TaskEmbedding) -> bool:
     )
 
 
+# On a busy machine the first draw takes a second.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.text(min_size=1, max_size=40), vectors)
 def test_what_is_saved_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, name: str, vectors: dict[str, np.ndarray]
@@ -57,6 +59,7 @@ def test_a_task_may_be_a_number_whatever_its_type(name: str, tmp_path: Path) -> 
     assert embedding_file(tmp_path, "3").is_file()
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(name=st.text("洪水é/ %", min_size=1, max_size=120))
 def test_no_name_is_too_long_for_a_file(
     name: str, tmp_path_factory: pytest.TempPathFactory

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from transfer_pruner import probe_texts
@@ -184,6 +184,7 @@ AWKWARD = [
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(texts=st.lists(st.text("ab,;\t\n\r\"' é\u2028\x85", max_size=9), min_size=1, max_size=6))
 @example(texts=AWKWARD)
 def test_what_pandas_writes_is_read_as_it_was(

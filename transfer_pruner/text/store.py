@@ -244,7 +244,7 @@ def _by_task(given: Mapping[Any, Any], parameter: str) -> dict[str, Any]:
         name = task_name(task)
         if name is None or name != name.strip():
             raise ValueError(
-                f"{parameter} holds the task {task!r}: a name has a letter, and no blank at its "
+                f"{parameter} holds the task {task!r}: a name is not empty and has no blank at its "
                 "ends."
             )
         if name in named:

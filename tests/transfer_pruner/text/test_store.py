@@ -179,7 +179,9 @@ def test_numbers_are_tasks_by_their_digits(save_model: SaveModel, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["news ", " news", "news\n", "", None, " "])
 def test_a_name_that_looks_like_another_is_no_task(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"models holds the task .*: a name has a letter, and no"):
+    with pytest.raises(
+        ValueError, match=r"models holds the task .*: a name is not empty and has no"
+    ):
         embed_many({name: "x"}, TEXTS, tmp_path)
 
 
