@@ -109,11 +109,11 @@ def plot_gains(
         points = scored.assign(hyperparameters=scored["number"].map(settings))
     points["hover"] = [_gain_hover(row) for row in points.to_dict("records")]
     audited = points["audit"]
-    for name, rows, colour, symbol in (
-        ("kept", points[~audited], style.KEPT, "circle"),
-        ("eliminated, audit trial", points[audited], style.AUDITED, "diamond-open"),
+    for name, rows, colour, symbol, outline in (
+        ("kept", points[~audited], style.KEPT, "circle", 0),
+        ("eliminated, audit trial", points[audited], style.AUDITED, "diamond-open", 2),
     ):
-        marker = {"color": colour, "symbol": symbol, "size": 8, "line": {"width": 2}}
+        marker = {"color": colour, "symbol": symbol, "size": 8, "line": {"width": outline}}
         _add_marks(figure, name, rows, x="score", y="gain", marker=marker)
     figure.add_hline(y=0, line={"color": style.BASELINE, "width": 1})
     figure.update_layout(showlegend=True, title_subtitle_text=_correlation(scored))
@@ -220,7 +220,8 @@ def plot_savings(
         "y": 0,
         "hover": [_pair_name(record.source, record.target) for record in eliminated],
     }
-    marker = {"symbol": "line-ns-open", "color": style.ELIMINATED, "size": 9}
+    colour = style.ELIMINATED
+    marker = {"symbol": "line-ns-open", "color": colour, "size": 9, "line": {"width": 2}}
     _add_marks(figure, "eliminated trials", pd.DataFrame(rows), marker=marker, yaxis="y2")
     return figure
 
