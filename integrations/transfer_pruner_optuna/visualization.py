@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import optuna
@@ -26,7 +25,7 @@ from transfer_pruner.tables import (
     rank_correlations,
     savings_over_time_data,
 )
-from transfer_pruner.tasks import PairParams, Source, source_name
+from transfer_pruner.tasks import PairParams, Source, SourceParam, source_name
 from transfer_pruner_optuna.figure_tables import Horizontal, places, scored_records
 from transfer_pruner_optuna.records import records_from_trials
 
@@ -42,7 +41,7 @@ def plot_gains(
     study: optuna.Study,
     rule: EliminationRule | LearningRule | None = None,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     objective_index: int | None = None,
@@ -123,7 +122,7 @@ def plot_gains(
 def plot_savings(
     study: optuna.Study,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     x: Horizontal = "trial",
@@ -230,7 +229,7 @@ def plot_pairs(
     study: optuna.Study,
     rule: EliminationRule | LearningRule | None = None,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
     objective_index: int | None = None,

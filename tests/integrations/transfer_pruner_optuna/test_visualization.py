@@ -253,6 +253,24 @@ def test_names_of_parameters_a_fixed_target_and_joint_trials() -> None:
     assert len(traces(plot_savings(study, **names))["seconds spent (measured)"].x) == 3
 
 
+def test_a_source_may_stand_in_a_parameter_of_its_targets_own() -> None:
+    study = optuna.create_study(direction="maximize")
+    choices = CategoricalDistribution(["none", "a", "t", "u"])
+    for target, source, value in (("t", "t", 0.5), ("t", "a", 0.6), ("u", "u", 0.3)):
+        params = {"target": target, f"source_{target}": source}
+        study.add_trial(
+            create_trial(params=params, distributions=dict.fromkeys(params, choices), value=value)
+        )
+    rule = EliminationRule({("a", "t"): Decision(False, 1.0, 0.5, "")}, {})
+    for source_param in ("source_{target}", lambda params: params[f"source_{params['target']}"]):
+        kept, _ = plot_gains(study, rule, source_param=source_param).data
+        assert kept.y == pytest.approx((0.1,))
+        heat = traces(plot_pairs(study, rule, source_param=source_param))["mean measured gain"]
+        assert (heat.x, heat.y) == (("t",), ("a",))
+        spent = traces(plot_savings(study, source_param=source_param))["seconds spent (measured)"]
+        assert len(spent.x) == 3
+
+
 def test_of_several_objectives_one_is_chosen(rule: EliminationRule) -> None:
     study = search(rule, directions=["minimize", "maximize"])
     for plot in (plot_gains, plot_pairs):
