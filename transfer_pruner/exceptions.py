@@ -10,6 +10,13 @@ class TransferPrunerWarning(UserWarning):
     """Something was kept, skipped or left out that the user may not expect."""
 
 
+def some_of(names: Iterable[str], longest: int = 5) -> str:
+    """Name some of very many, sorted and quoted, so that blanks are seen."""
+    listed = sorted(names)
+    more = f" and {len(listed) - longest} more" if len(listed) > longest else ""
+    return ", ".join(map(repr, listed[:longest])) + more
+
+
 def not_found(what: str, name: str, where: str, known: Iterable[str], longest: int = 12) -> str:
     """Say that a name is not there, which one may be meant, and which there are."""
     names = sorted(map(str, known))

@@ -26,24 +26,24 @@ from transfer_pruner.tasks import is_baseline as is_baseline
 
 
 def pair_columns(
-    pairs: pd.DataFrame, source: str = "source", target: str = "target"
+    pairs: pd.DataFrame, source: str = "source", target: str = "target", *, name: str = "pairs"
 ) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     """Take the two task columns out of a table of pairs, as names; None where there is no task.
 
     Raises
     ------
     ValueError
-        If `pairs` is no DataFrame or lacks one of the columns.
+        If it is no DataFrame or lacks one of the columns.
     """
     if not isinstance(pairs, pd.DataFrame):
         raise ValueError(
-            f"pairs must be a pandas DataFrame with the columns {source!r} and {target!r} but got "
+            f"{name} must be a pandas DataFrame with the columns {source!r} and {target!r} but got "
             f"{type(pairs).__name__}."
         )
     missing = [column for column in (source, target) if column not in pairs.columns]
     if missing:
         raise ValueError(
-            f"pairs lacks the column {missing[0]!r}; it has: "
+            f"{name} lacks the column {missing[0]!r}; it has: "
             f"{', '.join(map(str, pairs.columns)) or 'none'}."
         )
     return _names(pairs[source]), _names(pairs[target])
@@ -68,8 +68,10 @@ def _name(task: Any) -> Any:
 
 def ordered_pairs(tasks: Sequence[str]) -> pd.DataFrame:
     """List every ordered pair of two different tasks, columns source and target."""
-    rows = [(source, target) for target in tasks for source in tasks if source != target]
-    return pd.DataFrame(rows, columns=["source", "target"], dtype=object)
+    names = np.array([*tasks, None], dtype=object)[:-1]
+    source, target = np.tile(names, len(names)), np.repeat(names, len(names))
+    two = source != target
+    return pd.DataFrame({"source": source[two], "target": target[two]}, dtype=object, copy=False)
 
 
 def pair_features(
@@ -215,6 +217,10 @@ def _features(
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Compute the features of pairs, and the terms of their attribution score."""
     of_target = embeddings if target_embeddings is None else target_embeddings
+    embeddings, of_target = (
+        {str(task_name(task)): embedding for task, embedding in tasks.items()}
+        for tasks in (embeddings, of_target)
+    )
     layers = list(
         dict.fromkeys(layer for embedding in embeddings.values() for layer in embedding.vectors)
     )

@@ -29,7 +29,7 @@ from transfer_pruner.pairs import (
 )
 from transfer_pruner.probability import probability_to_exceed
 from transfer_pruner.shapley import shapley_values
-from transfer_pruner.tasks import FloatArray
+from transfer_pruner.tasks import FloatArray, task_name
 
 Tasks = NDArray[np.object_]
 _POPULARITY = "source_popularity"
@@ -106,7 +106,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         known = {*(self.embeddings or ()), *(self.target_embeddings or ())}
         if hasattr(self, "measured_"):
             known |= {*self.measured_["source"], *self.measured_["target"]}
-        return sorted(known)
+        return sorted({str(task_name(task)) for task in known})
 
     def fit(self, pairs: pd.DataFrame, gains: ArrayLike) -> Self:
         """Learn from measured transfer gains.

@@ -26,6 +26,8 @@ def task_name(task: object) -> str | None:
     Numbers by their digits, so that 3, ``np.int64(3)`` and the 3.0 that pandas makes of it are one
     task; members of an Enum by their value; None, NaN and an empty string are no task.
     """
+    if type(task) is str:
+        return task or None
     if isinstance(task, Enum):
         return task_name(task.value)
     if isinstance(task, np.generic):

@@ -6,6 +6,7 @@ What it must satisfy: the model folder holds no pickle, and loading it needs no 
 from __future__ import annotations
 
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ def log_rule(
         If `rule` is something else, or decides on no pair.
     """
     import mlflow
+    import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -87,7 +89,7 @@ def log_rule(
             python_model=str(Path(__file__).with_name("rule_model.py")),
             artifacts={"rule": folder},
             signature=signature,
-            input_example=rule.table()[["source", "target"]].head(3),
+            input_example=pd.DataFrame(islice(rule.decisions, 3), columns=["source", "target"]),
             # Given, so that MLflow does not load the model in a process of its own to guess them.
             pip_requirements=["transfer-pruner[mlflow]"],
             metadata={"transfer_pruner.rule_fingerprint": rule.fingerprint},

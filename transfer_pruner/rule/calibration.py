@@ -19,15 +19,16 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.pairs import pair_columns
+from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.rule.ranking import (
     Predictor,
     candidate_pairs,
+    check_number,
     finite_or_nan,
     ranked,
     task_columns,
 )
-from transfer_pruner.tasks import FloatArray, is_baseline
+from transfer_pruner.tasks import FloatArray, is_baseline, task_name
 
 if TYPE_CHECKING:
     from transfer_pruner.rule.elimination import EliminationRule
@@ -65,6 +66,7 @@ def calibrate(
     candidates: pd.DataFrame | None,
 ) -> Calibration:
     """Choose how many sources to keep; `EliminationRule.calibrate` says of what and why."""
+    risk, tolerance = check_number("risk", risk), check_number("tolerance", tolerance)
     if not 0 < risk < 1:
         raise ValueError(
             f"risk must be between 0 and 1 but got {risk}; 0.1 lets one target in ten lose its "
@@ -188,7 +190,7 @@ def loses_best(
     measured = _mean_gains(pairs, gains, "source", "target", stacklevel=3)
     keys = zip(measured["source"], measured["target"], strict=True)
     if isinstance(kept, Iterable):
-        surviving = set(kept)
+        surviving = named_pairs(kept)
         eliminated = [key not in surviving for key in keys]
     else:
         eliminated = [kept.decide(*key).eliminated for key in keys]
@@ -257,12 +259,13 @@ def _honest_scores(
     measured: pd.DataFrame | None = getattr(predictor, "measured_", None)
     if measured is None:
         return scores, False
-    seen = set(measured["target"]) & set(pairs[target])
+    learnt_from = measured["target"].map(task_name)
+    seen = set(learnt_from) & set(pairs[target])
     from sklearn.base import clone
 
     honest = scores.copy()
     for name in sorted(seen):
-        rest = measured[measured["target"] != name]
+        rest = measured[learnt_from != name]
         if rest.empty:
             raise ValueError(
                 f"predictor learnt from the calibration target {name!r} alone, so nothing is left "

@@ -1,18 +1,31 @@
-"""What a rule says of pairs, in memory and as JSON.
+"""What a rule says of pairs: one decision, and very many of them in little room.
 
-What is read here is data only and cannot run code.
+What it must satisfy: a million decisions are a few arrays, and a reason is made when it is asked
+for; decisions that are equal have equal arrays, whatever order they came in.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-FORMAT = 1
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from transfer_pruner.rule.columns import packed, unpacked
+from transfer_pruner.tasks import FloatArray, task_name
+
+Column = NDArray[Any]
+Pair = tuple[str, str]
+
+# How reasons of ranked pairs begin; what follows names the target.
+_RANKED = re.compile(r"rank ([1-9][0-9]{0,8}) of ([1-9][0-9]{0,8}) for ")
 
 
 @dataclass(frozen=True)
@@ -37,58 +50,237 @@ class Decision:
     reason: str
 
 
-Decisions = Mapping[tuple[str, str], Decision]
+class Decisions(Mapping[Pair, Decision]):
+    """Decisions on ordered pairs, one row each, as columns; nothing changes once it is made.
 
+    A reason is ``"rank {rank} of {candidates} for {target}{why}"`` of a ranked pair, and else
+    ``why`` alone, whose few texts are kept once.
 
-def encode_decisions(decisions: Decisions, settings: Mapping[str, Any]) -> bytes:
-    """Write decisions and settings as JSON, the same bytes for the same decisions."""
-    rows = [
-        [
-            source,
-            target,
-            decision.eliminated,
-            _to_json(decision.score),
-            _to_json(decision.probability),
-            decision.reason,
-        ]
-        for (source, target), decision in sorted(decisions.items())
-    ]
-    content = {"format": FORMAT, "settings": settings, "decisions": rows}
-    return json.dumps(content, allow_nan=False).encode()
+    Parameters
+    ----------
+    tasks, whys : sequence of str
+        What the columns source and target, and why, give positions in. Unused ones are dropped.
+    columns : mapping of str to array of shape (n_pairs,)
+        ``source``, ``target`` and ``why``: positions; ``eliminated``; ``score``, ``probability``;
+        ``rank`` within the target, 1 the best and 0 if the pair is not ranked; ``candidates``, the
+        number of pairs that it is ranked among.
 
-
-def read_decisions(path: Path) -> tuple[dict[tuple[str, str], Decision], dict[str, Any]]:
-    """Read what `encode_decisions` wrote: decisions and settings.
+    Attributes
+    ----------
+    tasks, whys : list of str
+        Sorted.
+    columns : dict of str to array of shape (n_pairs,)
+        Rows are ordered by target, and then by source.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
     ValueError
-        If it is damaged or of another format.
+        If a pair stands twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{str(path)!r} does not exist: write a rule there with EliminationRule.save()."
-        )
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
-        decisions = {
-            (source, target): Decision(
-                bool(eliminated), _from_json(score), _from_json(probability), str(reason)
-            )
-            for source, target, eliminated, score, probability, reason in content["decisions"]
+
+    def __init__(
+        self, tasks: Sequence[str], whys: Sequence[str], columns: Mapping[str, Column]
+    ) -> None:
+        source, target, why = (np.asarray(columns[name]) for name in ("source", "target", "why"))
+        self.tasks, places = _sorted(tasks, source, target)
+        self.whys, why_places = _sorted(whys, why)
+        source, target = places[source], places[target]
+        order: Any = slice(None)
+        if not _is_sorted(source, target):
+            order = np.lexsort((source, target))
+        self.columns = {
+            "source": source[order],
+            "target": target[order],
+            "eliminated": np.asarray(columns["eliminated"], dtype=bool)[order],
+            "score": _floats(columns["score"])[order],
+            "probability": _floats(columns["probability"])[order],
+            "rank": _counts(columns["rank"])[order],
+            "candidates": _counts(columns["candidates"])[order],
+            "why": why_places[why][order],
         }
-        return decisions, dict(content["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is not a whole elimination rule ({error}).") from error
+        source, target = self.columns["source"], self.columns["target"]
+        twice = np.flatnonzero((source[1:] == source[:-1]) & (target[1:] == target[:-1]))
+        if len(twice):
+            raise ValueError(
+                f"the pair {self.tasks[source[twice[0]]]!r} -> {self.tasks[target[twice[0]]]!r} "
+                "stands more than once."
+            )
+        self._code = {task: code for code, task in enumerate(self.tasks)}
+        counts = np.bincount(target, minlength=len(self.tasks))
+        self._start = [0, *np.cumsum(counts).tolist()]
+        # Single numbers are read from a memoryview several times as fast as from an array.
+        self._sources = np.ascontiguousarray(source).data
+
+    @classmethod
+    def of(cls, decisions: Mapping[Any, Decision]) -> Decisions:
+        """Take decisions by (source, target); those that are Decisions already are shared."""
+        if isinstance(decisions, Decisions):
+            return decisions
+        named: dict[Pair, Decision] = {
+            (str(task_name(source)), str(task_name(target))): decision
+            for (source, target), decision in decisions.items()
+        }
+        tasks: dict[str, int] = {}
+        whys: dict[str, int] = {}
+        rows = []
+        for (source, target), decision in named.items():
+            rank, candidates, why = _taken_apart(decision.reason, target)
+            codes = [tasks.setdefault(task, len(tasks)) for task in (source, target)]
+            numbers = (decision.eliminated, decision.score, decision.probability)
+            rows.append((*codes, *numbers, rank, candidates, whys.setdefault(why, len(whys))))
+        names = ("source", "target", "eliminated", "score", "probability", "rank", "candidates")
+        arrays = map(np.array, zip(*rows, strict=True)) if rows else [np.zeros(0, int)] * 8
+        return cls(list(tasks), list(whys), dict(zip([*names, "why"], arrays, strict=True)))
+
+    def row(self, source: str, target: str) -> int | None:
+        """Find the row of a pair; None if there is none."""
+        s, t = self._code.get(source), self._code.get(target)
+        if s is None or t is None:
+            return None
+        end = self._start[t + 1]
+        row = bisect_left(self._sources, s, self._start[t], end)
+        return row if row < end and self._sources[row] == s else None
+
+    def at(self, row: int) -> Decision:
+        """Make the decision of a row."""
+        columns = self.columns
+        score, probability = columns["score"].item(row), columns["probability"].item(row)
+        return Decision(
+            columns["eliminated"].item(row),
+            # One NaN, which is equal to itself where decisions are compared.
+            score if score == score else math.nan,
+            probability if probability == probability else math.nan,
+            self._reason(
+                columns["rank"].item(row),
+                columns["candidates"].item(row),
+                columns["target"].item(row),
+                columns["why"].item(row),
+            ),
+        )
+
+    def _reason(self, rank: int, candidates: int, target: int, why: int) -> str:
+        if not rank:
+            return self.whys[why]
+        return f"rank {rank} of {candidates} for {self.tasks[target]}{self.whys[why]}"
+
+    def __getitem__(self, pair: Pair) -> Decision:
+        row = self.row(*pair)
+        if row is None:
+            raise KeyError(pair)
+        return self.at(row)
+
+    def __iter__(self) -> Iterator[Pair]:
+        codes = (self.columns[name].tolist() for name in ("source", "target"))
+        for source, target in zip(*codes, strict=True):
+            yield self.tasks[source], self.tasks[target]
+
+    def __len__(self) -> int:
+        return len(self.columns["source"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decisions.from_packed, (self.packed,)
+
+    def rows_of(self, target: str | None) -> slice:
+        """Find the rows of a target, of all if it is None."""
+        if target is None:
+            return slice(0, len(self))
+        t = self._code.get(target)
+        return slice(0, 0) if t is None else slice(self._start[t], self._start[t + 1])
+
+    def best_first(self, rows: slice) -> NDArray[np.int64]:
+        """Order rows by target, score and source, the best first; NaN scores come last."""
+        keys = (self.columns[name][rows] for name in ("source", "score", "target"))
+        source, score, target = keys
+        order: NDArray[np.int64] = np.lexsort((source, -score, target)) + rows.start
+        return order
+
+    def frame(self) -> pd.DataFrame:
+        """Write every decision: source, target, eliminated, score, probability, reason."""
+        order = self.best_first(self.rows_of(None))
+        columns = {name: column[order] for name, column in self.columns.items()}
+        tasks = np.array(self.tasks, dtype=object)
+        of_reason = (columns[name].tolist() for name in ("rank", "candidates", "target", "why"))
+        return pd.DataFrame(
+            {
+                "source": pd.Series(tasks[columns["source"]], dtype=object),
+                "target": pd.Series(tasks[columns["target"]], dtype=object),
+                **{name: columns[name] for name in ("eliminated", "score", "probability")},
+                "reason": pd.Series(list(map(self._reason, *of_reason)), dtype=object),
+            }
+        )
+
+    def changed(self, rows: Column, why: str, **columns: Column) -> Decisions:
+        """Copy them with other values of some columns, and another why, in some rows."""
+        changed = {name: column.copy() for name, column in self.columns.items()}
+        columns["why"] = np.full(len(rows), len(self.whys))
+        for name, values in columns.items():
+            wide = np.result_type(changed[name], values)
+            changed[name] = changed[name].astype(wide)
+            changed[name][rows] = values
+        return Decisions(self.tasks, [*self.whys, why], changed)
+
+    @cached_property
+    def packed(self) -> dict[str, Any]:
+        """What they are pickled and saved as: texts, and columns as compressed bytes.
+
+        Best first, since neighbours are alike then. Made once: hosts pickle a rule again and again.
+        """
+        order = self.best_first(self.rows_of(None))
+        return {
+            "tasks": self.tasks,
+            "whys": self.whys,
+            "pairs": len(self),
+            "columns": {
+                name: (column.dtype.str, packed(column[order]))
+                for name, column in self.columns.items()
+            },
+        }
+
+    @classmethod
+    def from_packed(cls, content: Mapping[str, Any]) -> Decisions:
+        """Make them of what `packed` holds.
+
+        Raises
+        ------
+        ValueError, IndexError, KeyError, TypeError
+            If it is damaged.
+        """
+        n = content["pairs"]
+        columns = {name: unpacked(b, dtype, n) for name, (dtype, b) in content["columns"].items()}
+        return cls(content["tasks"], content["whys"], columns)
 
 
-def _to_json(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _taken_apart(reason: str, target: str) -> tuple[int, int, str]:
+    """Split a reason into rank, candidates and why, as it is put together from them."""
+    start = _RANKED.match(reason)
+    if start is None or not reason.startswith(target, start.end()):
+        return 0, 0, reason
+    return int(start[1]), int(start[2]), reason[start.end() + len(target) :]
 
 
-def _from_json(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _sorted(texts: Sequence[str], *codes: Column) -> tuple[list[str], Column]:
+    """Sort the texts that are used, and say where each went."""
+    used = np.zeros(len(texts), dtype=bool)
+    for column in codes:
+        used[column] = True
+    order = sorted(np.flatnonzero(used).tolist(), key=lambda code: texts[code])
+    places = np.zeros(len(texts), dtype=np.min_scalar_type(len(order)))
+    places[order] = np.arange(len(order))
+    return [str(texts[code]) for code in order], places
+
+
+def _is_sorted(source: Column, target: Column) -> bool:
+    later = (target[1:] > target[:-1]) | ((target[1:] == target[:-1]) & (source[1:] > source[:-1]))
+    return bool(later.all())
+
+
+def _floats(column: Column) -> FloatArray:
+    """Take floats with one kind of NaN, so that equal columns have equal bytes."""
+    values = np.asarray(column, dtype=np.float64)
+    return np.where(np.isnan(values), math.nan, values)
+
+
+def _counts(column: Column) -> Column:
+    """Take whole numbers in as few bytes as the largest of them needs."""
+    values = np.asarray(column)
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.pairs import pair_features
+from transfer_pruner.pairs import pair_columns, pair_features
 from transfer_pruner.probability import probability_to_exceed
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
@@ -168,10 +168,8 @@ class LearningRule:
         return self._ours(EliminationRule(decisions, {}), {"transfers": len(measured)})
 
     def _ours(self, rule: EliminationRule, more: dict[str, Any]) -> EliminationRule:
-        rule.settings = self.settings | more
         # Shared, so that an unknown pair is warned about once in a search, not after each refit.
-        rule.unknown_pairs = self.unknown_pairs
-        return rule
+        return rule.with_settings(self.settings | more, unknown_pairs=self.unknown_pairs)
 
     def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
         if predictor.embeddings:
@@ -292,4 +290,5 @@ def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
     keys = zip(transfers["source"], transfers["target"], strict=True)
     usable = np.isfinite(gains) & np.array([not is_baseline(*key) for key in keys], dtype=bool)
     table: pd.DataFrame = transfers.loc[usable, columns].reset_index(drop=True)
-    return table.astype({"gain": float})
+    sources, targets = pair_columns(table)
+    return table.assign(source=sources, target=targets).astype({"gain": float})

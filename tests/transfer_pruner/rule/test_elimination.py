@@ -6,7 +6,9 @@ import pickle
 import subprocess
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -205,35 +207,136 @@ def test_a_rule_is_small_when_pickled_and_decides_the_same(predictor: Table) -> 
     assert pickle.loads(content).fingerprint == rule.fingerprint  # noqa: S301
 
 
-def test_a_damaged_rule_is_named(predictor: Table, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"rule\.json' does not exist"):
-        EliminationRule.load(tmp_path)
-    EliminationRule.top_k(predictor, k=2).save(tmp_path)
-    path = tmp_path / "rule.json"
-    whole = path.read_text()
-    path.write_text(whole[:-40])
-    with pytest.raises(ValueError, match="is not a whole elimination rule"):
-        EliminationRule.load(tmp_path)
-    path.write_text(whole.replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="format is 99, this version reads 1"):
-        EliminationRule.load(tmp_path)
-
-
 def test_bad_parameters_stop_early(predictor: Table) -> None:
     with pytest.raises(ValueError, match="k cannot be negative but got -1"):
         EliminationRule.top_k(predictor, k=-1)
+    for k in (2.5, math.nan, "3", None):
+        with pytest.raises(ValueError, match=f"k must be a whole number, 0 or more, but got {k!r}"):
+            EliminationRule.top_k(predictor, k=k)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"fraction must be from 0 to 1 but got 1\.5"):
         EliminationRule.fraction(predictor, 1.5)
     with pytest.raises(ValueError, match="seconds cannot be negative but got nan"):
         EliminationRule.budget(predictor, math.nan, seconds_per_pair=1)
     with pytest.raises(ValueError, match="seconds_per_pair must be positive but got 0"):
         EliminationRule.budget(predictor, 1, seconds_per_pair=0)
-    with pytest.raises(ValueError, match="min_gain must be a number but got nan"):
-        EliminationRule.min_gain(predictor, math.nan)
+    with pytest.raises(ValueError, match="seconds must be finite but got inf"):
+        EliminationRule.budget(predictor, math.inf, seconds_per_pair=1)
+    for gain in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=f"min_gain must be a number but got {gain}"):
+            EliminationRule.min_gain(predictor, gain)
     with pytest.raises(ValueError, match="pairs must hold at least one pair but is empty"):
         EliminationRule.top_k(predictor, pairs=pd.DataFrame({"source": [], "target": []}))
     with pytest.raises(ValueError, match="at least two tasks but knows 0"):
         EliminationRule.top_k(Table({}))
+
+
+def test_arguments_in_other_places_are_told_where_they_belong(predictor: Table) -> None:
+    pairs = pd.DataFrame(list(predictor.scores), columns=["source", "target"])
+    for make in (EliminationRule.top_k, EliminationRule.fraction, EliminationRule.min_gain):
+        with pytest.raises(ValueError, match="but got a DataFrame: pass tables by name, as pairs="):
+            make(predictor, pairs)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"but got 3, .*: pass the predictor first, as in"):
+            make(3, predictor)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"predictor must be .* but got 3, which lacks tasks"):
+        EliminationRule.calibrate(3, pairs, np.ones(20))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"risk must be a number but got '0\.1'"):
+        EliminationRule.calibrate(predictor, pairs, np.ones(20), "0.1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"decisions must be .* EliminationRule\.top_k\(predictor"):
+        EliminationRule(predictor, {"k": 3})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="settings must be a mapping of str to JSON values but"):
+        EliminationRule({}, {"k": {3}})
+
+
+def test_a_rule_takes_numbers_of_numpy_and_can_be_saved(predictor: Table, tmp_path: Path) -> None:
+    rules = [
+        EliminationRule.top_k(predictor, np.int64(2)),
+        EliminationRule.fraction(predictor, np.float32(0.5)),
+        EliminationRule.min_gain(predictor, np.float32(0.25)),
+        EliminationRule.budget(predictor, np.int64(50), seconds_per_pair=np.float32(10)),
+    ]
+    for rule in rules:
+        rule.save(tmp_path)
+        assert EliminationRule.load(tmp_path).fingerprint == rule.fingerprint
+
+
+class Task(Enum):
+    NEWS = 7
+    ADVICE = "advice"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "names"),
+    [
+        ([3, 5, 7], ["3", "5", "7"]),
+        ([np.int64(3), np.int32(5), 7], ["3", "5", "7"]),
+        ([3.0, 5.0, 7.0], ["3", "5", "7"]),
+        ([3, "5", Task.NEWS], ["3", "5", "7"]),
+        ([Task.NEWS, Task.ADVICE, 3.5], ["7", "advice", "3.5"]),
+    ],
+)
+def test_tasks_of_any_type_are_one_task_with_their_name(tasks: list[Any], names: list[str]) -> None:
+    named = [(s, t) for s in names for t in names if s != t]
+    predictor = Table({pair: float(i) for i, pair in enumerate(named)})
+    raw = pd.DataFrame(
+        [(s, t) for s in tasks for t in tasks if s is not t], columns=["source", "target"]
+    )
+    expected = EliminationRule.top_k(predictor, 1)
+    rule = EliminationRule.top_k(predictor, 1, pairs=raw)
+    assert rule.fingerprint == expected.fingerprint
+    for task, name in zip(tasks, names, strict=True):
+        assert rule.kept(task) == expected.kept(name) != []
+        assert rule.keeps_any(task)
+        for other, its_name in zip(tasks, names, strict=True):
+            assert rule.decide(task, other) == expected.decide(name, its_name)
+    cost = dict.fromkeys(raw.itertuples(index=False, name=None), 1.0)
+    afforded = EliminationRule.budget(predictor, 3, seconds_per_pair=cost, pairs=raw)
+    assert [len(afforded.kept(name)) for name in names] == [1, 1, 1]
+
+
+def test_embeddings_by_number_are_found(embeddings: dict[str, TaskEmbedding]) -> None:
+    numbered: dict[Any, TaskEmbedding] = dict(enumerate(embeddings.values()))
+    pairs = ordered_pairs(list(embeddings))
+    raw = pairs.replace({name: number for number, name in enumerate(embeddings)}).astype(int)
+    expected = EliminationRule.top_k(TransferPredictor(embeddings), pairs=pairs)
+    for candidates in (raw, None):
+        rule = EliminationRule.top_k(TransferPredictor(numbered), pairs=candidates)
+        names = dict(zip(map(str, numbered), embeddings, strict=True))
+        for source, target in rule.decisions:
+            found = rule.decide(source, target)
+            assert found.score == pytest.approx(expected.decide(names[source], names[target]).score)
+
+
+def test_tasks_that_the_predictor_does_not_know_are_kept_and_named(
+    predictor: Table, embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    pairs = pd.DataFrame({"source": ["b", "b ", "c"], "target": ["a", "a", "gossip"]})
+    told = r"2 of 3 pairs have no score and are kept; the predictor does not know 2 of their tasks"
+    with pytest.warns(TransferPrunerWarning, match=told + ": 'b ', 'gossip'.") as warned:
+        rule = EliminationRule.top_k(predictor, k=0, pairs=pairs)
+    assert len(warned) == 1
+    assert kept_pairs(rule) == {("b ", "a"), ("c", "gossip")}
+    # The popularity of its sources scores a target that was never met, or that is misspelt.
+    learnt = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    pairs = pd.DataFrame({"source": ["advice", "weather"], "target": ["news ", "news"]})
+    with pytest.warns(TransferPrunerWarning, match="does not know 1 tasks of pairs: 'news '"):
+        EliminationRule.top_k(learnt, pairs=pairs)
+
+
+def test_a_rule_does_not_change_once_it_is_made(predictor: Table) -> None:
+    rule = EliminationRule.top_k(predictor, k=2)
+    before = rule.fingerprint
+    rule.settings["k"] = 9
+    assert rule.settings == {"rule": "top_k", "k": 2}
+    with pytest.raises(AttributeError):
+        rule.settings = {}  # type: ignore[misc]
+    other = rule.with_settings({"k": 9})
+    assert other.decisions is rule.decisions
+    assert other.settings == {"k": 9}
+    assert other.fingerprint != before == rule.fingerprint
+    with pytest.warns(TransferPrunerWarning, match="does not know the pair"):
+        other.decide("gossip", "a")
+    assert not rule.unknown_pairs
+    assert not rule.with_settings({}, unknown_pairs=other.unknown_pairs).decide("x", "y").eliminated
 
 
 def test_a_rule_from_a_real_predictor_gives_probabilities(
@@ -245,49 +348,3 @@ def test_a_rule_from_a_real_predictor_gives_probabilities(
     assert not decision.eliminated
     assert decision.probability > 0.7
     assert rule.decide("advice", "news").eliminated
-
-
-def test_a_second_look_is_taken_only_at_what_is_kept(predictor: Table) -> None:
-    first = EliminationRule.top_k(predictor, k=3)
-    looked: list[tuple[str, str]] = []
-
-    def look(source: str, target: str) -> float:
-        looked.append((source, target))
-        return {"a": 1.0, "b": 5.0, "c": 2.0, "d": 4.0, "e": 3.0}[source]
-
-    rule = first.refine(look, k=1)
-    # Source by source: a look needs each source's model once.
-    assert looked == sorted(kept_pairs(first))
-    for target in predictor.tasks:
-        assert rule.kept(target) == [max(first.kept(target), key=lambda s: look(s, target))]
-    for pair in set(predictor.scores) - kept_pairs(first):
-        assert rule.decide(*pair) == first.decide(*pair)
-    lost = (kept_pairs(first) - kept_pairs(rule)).pop()
-    assert "by a second look; the rule keeps 1" in rule.decide(*lost).reason
-    assert rule.settings["first"] == first.settings
-
-
-def test_a_look_that_fails_keeps_its_pair(predictor: Table) -> None:
-    first = EliminationRule.top_k(predictor, k=3)
-
-    def look(source: str, target: str) -> float:
-        if source == "a":
-            raise RuntimeError("no such model")
-        return math.nan if source == "b" else 1.0
-
-    with pytest.warns(TransferPrunerWarning, match="looks failed .* no such model"):
-        rule = first.refine(look, k=0)
-    assert kept_pairs(rule) == {pair for pair in kept_pairs(first) if pair[0] in "ab"}
-
-
-def test_a_refined_rule_is_saved_and_loaded(predictor: Table, tmp_path: Path) -> None:
-    rule = EliminationRule.top_k(predictor, k=3).refine(lambda source, _: ord(source), k=2)
-    rule.save(tmp_path)
-    assert EliminationRule.load(tmp_path).fingerprint == rule.fingerprint
-    with pytest.raises(ValueError, match="k cannot be negative but got -1"):
-        rule.refine(lambda *_: 0.0, k=-1)
-
-
-def test_a_rule_that_keeps_nothing_has_nothing_to_look_at(predictor: Table) -> None:
-    nothing = EliminationRule.top_k(predictor, k=0)
-    assert kept_pairs(nothing.refine(lambda *_: 1.0, k=3)) == set()

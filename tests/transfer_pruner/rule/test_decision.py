@@ -1,0 +1,133 @@
+"""Very many decisions in little room, each as it was made."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_pruner import Decision, EliminationRule
+from transfer_pruner.rule.columns import packed, unpacked
+from transfer_pruner.rule.decision import Decisions
+from transfer_pruner.tasks import FloatArray
+
+TASKS = st.sampled_from(["a", "b", "ab", "", " a", "1 for a", "for"])
+REASONS = st.one_of(
+    st.text(max_size=20),
+    st.builds(
+        "rank {} of {} for {}{}".format,
+        st.one_of(st.integers(-1, 3), st.integers(10**8, 10**10), st.just("01"), st.just("٣")),
+        st.integers(0, 3),
+        TASKS,
+        st.sampled_from(["", "; the rule keeps 1", "b", " by proxy score"]),
+    ),
+)
+NUMBERS = st.one_of(st.just(math.nan), st.floats(allow_nan=False))
+DECISIONS = st.dictionaries(
+    st.tuples(st.sampled_from(list("abcd")), TASKS.filter(bool)),
+    st.builds(Decision, st.booleans(), NUMBERS, NUMBERS, REASONS),
+    max_size=12,
+)
+
+
+@given(DECISIONS, st.randoms())
+def test_decisions_come_back_to_the_letter_in_whatever_order(
+    decisions: dict[tuple[str, str], Decision], random: Any
+) -> None:
+    compact = Decisions.of(decisions)
+    assert dict(compact) == decisions
+    assert dict(pickle.loads(pickle.dumps(compact))) == decisions  # noqa: S301
+    shuffled = list(decisions.items())
+    random.shuffle(shuffled)
+    rule, again = EliminationRule(decisions, {}), EliminationRule(dict(shuffled), {})
+    assert again.fingerprint == rule.fingerprint
+    for pair in decisions:
+        changed = {**decisions, pair: Decision(True, 0.0, 0.5, "something else")}
+        equal = changed[pair] == decisions[pair]
+        assert (EliminationRule(changed, {}).fingerprint == rule.fingerprint) == equal
+
+
+@given(DECISIONS)
+def test_what_is_not_there_is_not_found(decisions: dict[tuple[str, str], Decision]) -> None:
+    compact = Decisions.of(decisions)
+    for source in ("a", "b", "c", "d", "e"):
+        for target in ("a", "b", "ab", "nobody"):
+            assert compact.get((source, target)) == decisions.get((source, target))
+    assert Decisions.of(compact) is compact
+
+
+@given(st.lists(st.floats(width=64)), st.sampled_from(["<f8", "<u2", "|b1", "<i8"]))
+def test_columns_come_back_bit_by_bit(values: list[float], dtype: str) -> None:
+    column = np.nan_to_num(np.array(values), posinf=1, neginf=0) if dtype != "<f8" else values
+    with np.errstate(all="ignore"):
+        column = np.array(column, dtype=float).astype(dtype)
+    found = unpacked(packed(column), dtype, len(column))
+    assert found.tobytes() == column.tobytes()
+    assert found.dtype == column.dtype
+
+
+def test_a_column_can_only_become_numbers() -> None:
+    with pytest.raises(ValueError, match="holds no numbers"):
+        unpacked(packed(np.zeros(3)), "O", 3)
+    with pytest.raises(ValueError, match="reshape"):
+        unpacked(packed(np.zeros(3)), "<f8", 4)
+    with pytest.raises(ValueError, match="a column is damaged"):
+        unpacked(b"nonsense", "<f8", 1)
+
+
+def test_a_pair_that_stands_twice_is_refused() -> None:
+    names = ("source", "eliminated", "score", "probability", "rank", "candidates", "why")
+    columns = {name: np.zeros(2, dtype=int) for name in names}
+    with pytest.raises(ValueError, match="the pair 'a' -> 'b' stands more than once"):
+        Decisions(["a", "b"], ["told so"], columns | {"target": np.ones(2, dtype=int)})
+
+
+class Numbers:
+    """A predictor of very many pairs, no two of them alike."""
+
+    @property
+    def tasks(self) -> list[str]:
+        return [f"task-{i:03}" for i in range(150)]
+
+    def predict(self, pairs: pd.DataFrame) -> FloatArray:
+        return np.random.default_rng(0).normal(size=len(pairs))
+
+    def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
+        return np.random.default_rng(1).random(len(pairs))
+
+
+def peak(action: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_million_pairs_would_take_20_mb_and_300_while_made_saved_and_loaded(
+    tmp_path: Path,
+) -> None:
+    rule = EliminationRule.top_k(Numbers(), k=3)
+    few = 50_000  # what does not grow with the pairs: names, imports
+    assert len(rule) == 22_350
+    assert len(pickle.dumps(rule)) < 20 * len(rule)
+    rule.save(tmp_path)
+    assert (tmp_path / "rule.json").stat().st_size < 20 * len(rule) + few
+    for action in (
+        lambda: EliminationRule.top_k(Numbers(), k=3),
+        lambda: EliminationRule.top_k(Numbers(), k=3).save(tmp_path),
+        lambda: EliminationRule.load(tmp_path),
+    ):
+        assert peak(action) < 250 * len(rule) + few
+    assert EliminationRule.load(tmp_path).fingerprint == rule.fingerprint
+    assert rule.fingerprint is rule.fingerprint, "computed once"

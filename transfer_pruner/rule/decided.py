@@ -1,0 +1,173 @@
+"""A rule that is asked: decisions that were made once, kept with how they were made.
+
+What it must satisfy: it fails open, it decides the same on every worker and after every restart,
+and it needs no model to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from transfer_pruner.exceptions import TransferPrunerWarning
+from transfer_pruner.rule import storage
+from transfer_pruner.rule.decision import Decision, Decisions
+from transfer_pruner.tasks import is_baseline, task_name
+
+_BASELINE = Decision(False, math.nan, math.nan, "single-task baseline: never eliminated")
+
+
+class DecidedPairs:
+    """Decisions on ordered pairs: asked, listed, saved and loaded. `EliminationRule` makes them."""
+
+    def __init__(
+        self, decisions: Mapping[tuple[str, str], Decision], settings: Mapping[str, Any]
+    ) -> None:
+        if not isinstance(decisions, Mapping):
+            raise ValueError(
+                f"decisions must be a mapping of (source, target) to Decision but got "
+                f"{decisions!r}; EliminationRule.top_k(predictor, k=3) makes a rule of a predictor."
+            )
+        self._decisions = Decisions.of(decisions)
+        self._settings = storage.settings_text(settings)
+        self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
+
+    @property
+    def decisions(self) -> Mapping[tuple[str, str], Decision]:
+        """Every decision by (source, target), each made when it is looked up."""
+        return self._decisions
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the decisions were made; a copy, since a rule does not change."""
+        settings: dict[str, Any] = json.loads(self._settings)
+        return settings
+
+    def with_settings(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        unknown_pairs: set[tuple[Hashable, Hashable]] | None = None,
+    ) -> Self:
+        """Make a rule of the same decisions, which are shared, with other settings.
+
+        Parameters
+        ----------
+        settings : mapping of str to JSON values
+        unknown_pairs : set of (source, target), optional
+            Shared with other rules, so that the first unknown pair of all of them warns. A new
+            set if left out.
+        """
+        rule = type(self)(self._decisions, settings)
+        if unknown_pairs is not None:
+            rule.unknown_pairs = unknown_pairs
+        return rule
+
+    def decide(self, source: str | Sequence[str] | None, target: str) -> Decision:
+        """Say whether s -> t is eliminated.
+
+        Parameters
+        ----------
+        source : str, sequence of str or None
+            None, NaN, an empty string or the target itself is the single-task baseline. Several
+            sources, of joint transfer, are eliminated if one of them is.
+        target : str
+
+        Returns
+        -------
+        Decision
+            An unknown pair is kept; the first one warns. Of several sources it is that of the
+            first eliminated one, else that of the lowest-scored.
+        """
+        if isinstance(source, (tuple, list)):
+            return self._decide_jointly(source, target)
+        name, to = task_name(source), str(task_name(target))
+        if name is None or name == to:
+            return _BASELINE
+        row = self._decisions.row(name, to)
+        if row is not None:
+            return self._decisions.at(row)
+        if not self.unknown_pairs:
+            warnings.warn(
+                f"the rule does not know the pair {name!r} -> {to!r} and keeps it; further "
+                "unknown pairs are kept too and counted in rule.unknown_pairs.",
+                TransferPrunerWarning,
+                stacklevel=2,
+            )
+        self.unknown_pairs.add((name, to))
+        return Decision(False, math.nan, math.nan, "unknown pair: kept")
+
+    def _decide_jointly(self, sources: Sequence[str], target: str) -> Decision:
+        decisions = {s: self.decide(s, target) for s in sources if not is_baseline(s, target)}
+        if not decisions:
+            return _BASELINE
+
+        def first(source: str) -> tuple[bool, float]:
+            score = decisions[source].score
+            return not decisions[source].eliminated, math.inf if math.isnan(score) else score
+
+        worst = min(decisions, key=first)
+        if len(decisions) == 1:
+            return decisions[worst]
+        return replace(decisions[worst], reason=f"{worst}: {decisions[worst].reason}")
+
+    def keeps_any(self, target: str | None = None) -> bool:
+        """Whether some pair, of the target if one is named, is kept, or none is known."""
+        eliminated = self._decisions.columns["eliminated"][self._rows_of(target)]
+        return not len(eliminated) or not eliminated.all()
+
+    def kept(self, target: str) -> list[str]:
+        """Name the sources that are kept for a target, the best-scored first."""
+        columns, tasks = self._decisions.columns, self._decisions.tasks
+        order = self._decisions.best_first(self._rows_of(target))
+        kept = order[~columns["eliminated"][order]]
+        return [tasks[source] for source in columns["source"][kept].tolist()]
+
+    def _rows_of(self, target: str | None) -> slice:
+        return self._decisions.rows_of(None if target is None else str(task_name(target)))
+
+    def table(self) -> pd.DataFrame:
+        """Every decision: source, target, eliminated, score, probability, reason.
+
+        By target, the best-scored first.
+        """
+        return self._decisions.frame()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the decisions and settings: equal rules decide equally."""
+        return storage.fingerprint(self._decisions, self._settings)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the rule into a directory as JSON; a rule that is there is replaced whole."""
+        storage.save(Path(directory), self._decisions, self._settings, self.fingerprint)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
+        """Read a rule that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the directory holds no rule.
+        ValueError
+            If the file is damaged or of another format.
+        """
+        return cls(*storage.load(Path(directory)))
+
+    def __len__(self) -> int:
+        return len(self._decisions)
+
+    def __repr__(self) -> str:
+        eliminated = int(self._decisions.columns["eliminated"].sum())
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"EliminationRule({settings}: {eliminated} of {len(self)} pairs eliminated)"

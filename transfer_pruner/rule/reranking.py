@@ -1,0 +1,115 @@
+"""Re-ranking: the kept pairs of a rule ordered anew, by a proxy score of each pair.
+
+What it must satisfy: what a rule eliminates stays eliminated, and a pair whose proxy score is not
+known stays kept.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from transfer_pruner.exceptions import TransferPrunerWarning, some_of
+from transfer_pruner.pairs import pair_columns
+from transfer_pruner.rule.decision import Decisions
+from transfer_pruner.rule.ranking import finite_or_nan, ranked
+from transfer_pruner.tasks import FloatArray
+
+ProxyScores = Callable[[str, str], float] | pd.DataFrame
+Pairs = list[tuple[str, str]]
+
+
+def check_scores(scores: object) -> None:
+    """Refuse what holds no proxy scores.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a callable nor a DataFrame.
+    """
+    if not callable(scores) and not isinstance(scores, pd.DataFrame):
+        raise ValueError(
+            "scores must be a callable of (source, target), or a DataFrame with the columns "
+            f"source, target and score, but got {scores!r}."
+        )
+
+
+def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> Decisions:
+    """Keep the k best-scored of every target's kept pairs; `EliminationRule.refine` says why."""
+    columns, tasks = decisions.columns, decisions.tasks
+    rows = np.flatnonzero(~columns["eliminated"])
+    # A source's pairs one after another, since its model may be what scores them.
+    rows = rows[np.lexsort((columns["target"][rows], columns["source"][rows]))]
+    codes = (columns[side][rows].tolist() for side in ("source", "target"))
+    kept = [(tasks[source], tasks[target]) for source, target in zip(*codes, strict=True)]
+    if isinstance(scores, pd.DataFrame):
+        values, problem = _looked_up(scores, kept, decisions), ""
+    else:
+        values, problem = _called(scores, kept)
+    unscored = int(np.isnan(values).sum())
+    if unscored:
+        warnings.warn(
+            f"{unscored} of {len(kept)} kept pairs have no proxy score and stay kept{problem}.",
+            TransferPrunerWarning,
+            stacklevel=3,
+        )
+    table = pd.DataFrame(kept, columns=["source", "target"], dtype=object)
+    table = ranked(table.assign(score=values, row=rows))
+    table = table[table["score"].notna()]
+    return decisions.changed(
+        table["row"].to_numpy(dtype=np.int64),
+        f" by proxy score; the rule keeps {k}",
+        eliminated=(table["rank"] > k).to_numpy(),
+        score=table["score"].to_numpy(),
+        rank=table["rank"].to_numpy(),
+        candidates=table["candidates"].to_numpy(),
+    )
+
+
+def _called(score: Callable[[str, str], float], pairs: Pairs) -> tuple[FloatArray, str]:
+    """Score pair by pair; what failed is NaN, and is told of."""
+    values, failures = np.full(len(pairs), math.nan), []
+    for row, (source, target) in enumerate(pairs):
+        try:
+            values[row] = score(source, target)
+        except Exception as error:
+            # Fail open, as everywhere: one source that cannot be loaded costs only itself.
+            failures.append(f"{source!r} -> {target!r}: {type(error).__name__}: {error}")
+    problem = f"; scoring failed for {len(failures)}, first {failures[0]}" if failures else ""
+    return finite_or_nan(values), problem
+
+
+def _looked_up(table: pd.DataFrame, pairs: Pairs, decisions: Decisions) -> FloatArray:
+    """Take the pairs' scores out of a table; NaN for those that it lacks."""
+    sources, targets = pair_columns(table, name="scores")
+    if "score" not in table.columns:
+        raise ValueError(
+            f"scores lacks the column 'score'; it has: {', '.join(map(str, table.columns))}."
+        )
+    names = pd.MultiIndex.from_arrays([sources, targets])
+    twice = names.duplicated()
+    if twice.any():
+        source, target = names[twice][0]
+        raise ValueError(
+            f"scores has the pair {source!r} -> {target!r} more than once: pass one score a pair."
+        )
+    _warn_of_unknown({*sources, *targets} - {None}, decisions.tasks)
+    known = pd.Series(finite_or_nan(table["score"].to_numpy(dtype=float, na_value=np.nan)), names)
+    if not pairs:
+        return np.zeros(0)
+    return np.asarray(known.reindex(pd.MultiIndex.from_tuples(pairs)), dtype=np.float64)
+
+
+def _warn_of_unknown(named: set[str], tasks: Sequence[str]) -> None:
+    unknown = named - set(tasks)
+    if unknown:
+        warnings.warn(
+            f"scores names {len(unknown)} of {len(named)} tasks that the rule does not know: "
+            f"{some_of(unknown)}.",
+            TransferPrunerWarning,
+            stacklevel=5,
+        )
