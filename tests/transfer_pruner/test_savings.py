@@ -186,8 +186,7 @@ def test_keeping_everything_loses_nothing_and_keeping_nothing_all(trials: pd.Dat
 
 
 def test_regret_of_a_rule(trials: pd.DataFrame) -> None:
-    rule = EliminationRule({}, {})
-    rule._decisions[("a", "t")] = rule.decide(None, "t").__class__(True, 0.0, 0.0, "test")
+    rule = EliminationRule({("a", "t"): Decision(True, 0.0, 0.0, "test")}, {})
     with pytest.warns(match="does not know the pair"):
         found = regret(trials, rule)
     assert found.by_target["t"] == pytest.approx(-0.05)

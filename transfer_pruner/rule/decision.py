@@ -202,10 +202,10 @@ class Decisions(Mapping[Pair, Decision]):
         of_reason = (columns[name].tolist() for name in ("rank", "candidates", "target", "why"))
         return pd.DataFrame(
             {
-                "source": pd.Series(tasks[columns["source"]], dtype=object),
-                "target": pd.Series(tasks[columns["target"]], dtype=object),
+                "source": tasks[columns["source"]],
+                "target": tasks[columns["target"]],
                 **{name: columns[name] for name in ("eliminated", "score", "probability")},
-                "reason": pd.Series(list(map(self._reason, *of_reason)), dtype=object),
+                "reason": np.array([*map(self._reason, *of_reason), None], dtype=object)[:-1],
             }
         )
 
