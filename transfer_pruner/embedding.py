@@ -35,6 +35,12 @@ CHANGES = "output_changes"
 """The signal that holds what each probe example changes the output by, from the baseline input."""
 TOKENS = "tokens"
 """The signal that holds the attributions of the tokens that ``provenance["tokens"]`` names."""
+GAPS = "gaps"
+"""In the provenance: the share of the output's changes that each layer leaves unexplained."""
+WHOLE = "whole"
+"""In the provenance: the layers that everything passes through, where a gap is an error."""
+LARGEST_GAP = 0.8
+"""The gap from which on a layer that everything passes through is warned about."""
 
 _SUFFIX = ".safetensors"
 # What file systems take for the name of a file, in bytes.

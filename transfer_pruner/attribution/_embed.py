@@ -1,41 +1,50 @@
 """From a single-task model and probe examples to a task embedding.
 
-With text.py, sweep.py and what they load the only modules that import torch.
+With text/ the only room that imports torch.
 """
 
 from __future__ import annotations
 
-import hashlib
+import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfer_pruner import __version__
-from transfer_pruner.attribution.outputs import SUM, Target, check_target, select, target_of
-from transfer_pruner.embedding import (
-    ABSOLUTE,
-    CHANGES,
-    EXAMPLES,
-    STANDARD_ERROR,
-    TaskEmbedding,
-)
+from transfer_pruner.attribution.outputs import SUM, Target, check_target, plain_target
+from transfer_pruner.embedding import GAPS, LARGEST_GAP, WHOLE, TaskEmbedding
 
 try:
     import torch
     from torch import Tensor, nn
 
-    from transfer_pruner.attribution.layers import default_layers, named_layers, own_module
-    from transfer_pruner.attribution.methods import INPUTS, Batch, Scorer, attribution_method
+    from transfer_pruner.attribution.fingerprints import fingerprint
+    from transfer_pruner.attribution.fingerprints import fingerprint_model as fingerprint_model
+    from transfer_pruner.attribution.gather import (
+        ADDING_UP,
+        check_explained,
+        enough_steps,
+        gather,
+    )
+    from transfer_pruner.attribution.gradients import check_gradients
+    from transfer_pruner.attribution.layers import Survey
+    from transfer_pruner.attribution.methods import Batch, Scorer, attribution_method
+    from transfer_pruner.attribution.taps import Tap
+    from transfer_pruner.attribution.wrappers import device_of as device_of
+    from transfer_pruner.attribution.wrappers import dtype_of
+    from transfer_pruner.attribution.wrappers import evaluating as evaluating
+    from transfer_pruner.attribution.wrappers import without_wrapper as without_wrapper
 except ImportError as error:  # the wheel's check runs it in an environment without torch
     raise ImportError(
         "embedding a task needs torch and captum: pip install 'transfer-pruner[attribution]'."
     ) from error
+
+# So few examples are enough to see whether the model is as it must be.
+_CHECKED = 4
 
 
 def embed(
@@ -46,6 +55,7 @@ def embed(
     target: int | str | None = None,
     baselines: Tensor | float | None = None,
     layers: Sequence[str] | None = None,
+    neuron_axis: int | Mapping[str, int] | None = None,
     method: str | type = "conductance",
     n_steps: int = 8,
     batch_size: int = 64,
@@ -67,11 +77,13 @@ def embed(
     ----------
     model : torch.nn.Module
         The single-task model. Its output has shape (n,) or (n, n_classes). It is put into eval
-        mode while it is attributed, and back afterwards. A PEFT model is taken as the model that
-        it wraps, adapters included, so that its layers have the names that they have without.
+        mode while it is attributed, and back afterwards. A compiled, ``DataParallel`` or PEFT
+        model is taken as the model that it wraps, adapters included, so that its layers have the
+        names that they have without.
     inputs : Tensor of shape (n_probe, ...)
         The probe examples; labels are not needed. 64 or more, the same for all tasks, are enough to
-        compare tasks by. Moved to the model's device a batch at a time.
+        compare tasks by. Moved to the model's device a batch at a time, and turned into the type
+        of its weights if it takes no other.
     name : str
         The task.
     target : int or str, optional
@@ -83,7 +95,13 @@ def embed(
     layers : sequence of str, optional
         Names of modules as in ``model.named_modules()``. Left out: the blocks of a transformer
         (members of a ``ModuleList``), else every module that holds weights of its own, but for the
-        output head; only modules that run exactly once in a forward pass.
+        output head; only modules that run exactly once in a forward pass. A module that runs
+        several times is as many layers, ``"<module>#1"`` and on. The axis of the examples may be
+        any: it is found by runs with other numbers of them.
+    neuron_axis : int or mapping of str to int, optional
+        Which axis of a layer's output holds its neurons, of all layers or by layer, counted with
+        that of the examples. Needed only where neither the module's kind, nor the modules around
+        it, nor inputs of another size tell it from positions; an error says so.
     method : str or Captum class
         ``"conductance"``: layer conductance (Dhamdhere et al. 2018) as the paper uses it, all
         layers in one sweep. ``"gradient_x_activation"`` costs `n_steps` times less and needs no
@@ -91,7 +109,9 @@ def embed(
         attribution class of ``captum.attr``: by Captum, layer by layer.
     n_steps : int
         Steps of the integral. 8 rank pairs as many more do (CONTRIBUTING.md); for a vector whose
-        sum is the change of the output to 2% or so it takes some hundreds.
+        sum is the change of the output to 2% or so it takes some hundreds. Where a layer that
+        everything passes through leaves more than 80% of the output's changes unexplained, four
+        times as many are taken by conductance, and again, up to 256 or until that no longer helps.
     batch_size : int
         Probe examples attributed together. A sweep holds the activations of two steps at once, so
         memory does not grow with `n_steps`; Captum's methods hold those of all steps.
@@ -104,33 +124,45 @@ def embed(
     TaskEmbedding
         With the signals ``"output_changes"`` and, for every layer, ``"absolute/<layer>"``,
         ``"standard_error/<layer>"`` and, unless `keep_examples` is off, ``"examples/<layer>"``.
+        ``provenance["gaps"]`` says of each layer what share of the output's changes its
+        attributions leave unexplained, ``provenance["whole"]`` in which layers that is an error,
+        since everything passes through them; ``provenance["n_steps"]`` the steps that were taken.
+
+    Warns
+    -----
+    TransferPrunerWarning
+        If more than 80% stay unexplained in a layer that everything passes through.
 
     Raises
     ------
     ValueError
-        If a parameter is out of range, a layer does not exist, gradients do not reach the inputs,
-        or attributions are not finite.
+        If a parameter is out of range, a layer does not exist or cannot be read, gradients do not
+        reach the inputs, or attributions are not finite or all 0.
     """
     _check(inputs)
     model = without_wrapper(model)
     device = device_of(model)
+    scorer = Scorer(model)
+    with torch.inference_mode(False), evaluating(model):
+        scorer.dtype = _running_dtype(model, _normal(inputs[:1].to(device)))
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(inputs), batch_size):
-            rows = inputs[start : start + batch_size].to(device)
+            rows = _normal(inputs[start : start + batch_size].to(device))
             yield Batch(rows, _baseline(baselines, rows, start))
 
     return embed_batches(
-        Scorer(model),
+        scorer,
         batches,
         name=name,
         target=target,
         layers=layers,
+        neuron_axis=neuron_axis,
         method=method,
         n_steps=n_steps,
         batch_size=batch_size,
         keep_examples=keep_examples,
-        provenance={"probe": _fingerprint(inputs), "baselines": _describe(baselines)},
+        provenance={"probe": fingerprint(inputs), "baselines": _describe(baselines)},
     )
 
 
@@ -148,6 +180,7 @@ def embed_batches(
     provenance: Mapping[str, object],
     order: NDArray[np.intp] | None = None,
     observe_inputs: Callable[[Batch, Tensor], None] | None = None,
+    neuron_axis: int | Mapping[str, int] | None = None,
 ) -> TaskEmbedding:
     """Embed a task from batches of probe examples: what every kind of input has in common.
 
@@ -156,79 +189,53 @@ def embed_batches(
     scorer : Scorer
     batches : callable
         Gives the batches, from the first on each time that it is called.
-    name, target, layers, method, n_steps, batch_size, keep_examples
+    name, target, layers, method, n_steps, batch_size, keep_examples, neuron_axis
         As for `embed`.
     provenance : mapping
         What only the caller knows: the fingerprint of the probe, the baseline input.
     order : array of int, optional
         Which probe example each row of the batches is; theirs if left out.
     observe_inputs : callable, optional
-        Called with each batch that has tokens and the attributions of its inputs, where the method
-        gives them.
+        Called once with each batch that has tokens and the attributions of its inputs, where the
+        method gives them, after the last batch.
     """
     started = time.perf_counter()
+    batch_size, n_steps = int(batch_size), operator.index(n_steps)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1 but got {n_steps}.")
+    target = plain_target(target)
     attribute = attribution_method(method, n_steps)
-    examples: dict[str, list[NDArray[np.float32]]] = {}
-    absolute: dict[str, NDArray[np.float64]] = {}
-    change: list[NDArray[np.float64]] = []
-    with evaluating(scorer):
-        modules: dict[str, nn.Module] = {}
-        for batch in batches():
-            scorer.extras = batch.extras
-            if not modules:
-                few = batch.first(_CHECKED)
-                scorer.extras = few.extras
-                with torch.no_grad():
-                    check_target(tuple(scorer(few.inputs).shape), target)
-                scorer.summed = target == SUM
-                _check_gradients(scorer, few, target)
-                names = layers if layers is not None else default_layers(scorer, few.inputs)
-                scorer.extras = batch.extras
-                modules = named_layers(scorer.model, names)
-                examples = {layer: [] for layer in modules}
-            with torch.no_grad():
-                of_batch = target_of(scorer, batch.inputs, target)
-            change.append(_output_change(scorer, batch, of_batch))
-            attributions = attribute(scorer, modules, batch, of_batch)
-            of_inputs = attributions.pop(INPUTS, None)
-            if of_inputs is not None and observe_inputs is not None:
-                observe_inputs(batch, of_inputs)
-            for layer, attributed in attributions.items():
-                examples[layer].append(_sum_positions(modules[layer], attributed))
-                total = _sum_positions(modules[layer], attributed.abs()).sum(axis=0, dtype=float)
-                absolute[layer] = absolute.get(layer, np.zeros_like(total)) + total
-    stacked = {layer: np.concatenate(parts) for layer, parts in examples.items()}
-    changes = np.concatenate(change)
-    if order is not None:
-        stacked = {layer: values[np.argsort(order)] for layer, values in stacked.items()}
-        changes = changes[np.argsort(order)]
-    n_probe = len(changes)
-    signals: dict[str, NDArray[np.float32]] = {
-        ABSOLUTE + layer: (total / n_probe).astype(np.float32) for layer, total in absolute.items()
-    }
-    signals[CHANGES] = changes.astype(np.float32)
-    for layer, values in stacked.items():
-        deviation = values.std(axis=0, ddof=1) if n_probe > 1 else np.zeros(values.shape[1])
-        signals[STANDARD_ERROR + layer] = deviation / np.sqrt(n_probe)
-        if keep_examples:
-            signals[EXAMPLES + layer] = values
+    with torch.inference_mode(False), evaluating(scorer):
+        taps = _prepare(scorer, next(iter(batches())), target, layers, neuron_axis)
+        observe = observe_inputs is not None
+        totals = gather(scorer, taps, batches(), target, attribute, observe)
+        if method == "conductance" and totals.largest_gap > LARGEST_GAP:
+            enough = enough_steps(scorer, taps, batches(), target, n_steps)
+            if enough > n_steps:
+                n_steps, attribute = enough, attribution_method(method, enough)
+                totals = gather(scorer, taps, batches(), target, attribute, observe)
+    if observe_inputs is not None:
+        for observed in totals.observed:
+            observe_inputs(*observed)
+    adds_up = method in ADDING_UP
+    check_explained(totals, name, n_steps, adds_up)
+    vectors, signals = totals.result(order, keep_examples)
     return TaskEmbedding(
         name=name,
-        vectors={layer: values.mean(axis=0) for layer, values in stacked.items()},
+        vectors=vectors,
         signals=signals,
         provenance={
             "task": name,
             "model": fingerprint_model(scorer.model),
-            "n_probe": n_probe,
+            "n_probe": len(totals.changes),
             "method": method if isinstance(method, str) else method.__name__,
             "target": target,
-            "layers": list(stacked),
+            "layers": list(taps),
             "n_steps": n_steps,
-            "output_change": float(changes.mean()),
+            "output_change": float(totals.changes.mean()),
+            **({GAPS: totals.gaps(), WHOLE: [*totals.gaps(whole=True)]} if adds_up else {}),
             "seconds": time.perf_counter() - started,
             "versions": {
                 "transfer_pruner": __version__,
@@ -238,30 +245,6 @@ def embed_batches(
             **provenance,
         },
     )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def without_wrapper(model: Any) -> Any:
-    """Take the model out of a PEFT wrapper, with its adapters, under the names of its own modules.
-
-    Raises
-    ------
-    ValueError
-        If the adapter is a prompt, which lives in the wrapper and not in the model's layers.
-    """
-    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
-        return model
-    if model.active_peft_config.is_prompt_learning:
-        kind = model.active_peft_config.peft_type.value
-        raise ValueError(
-            f"model must have an adapter in its layers, as LoRA and its kin, but has a prompt "
-            f"({kind}): its tokens are no layer's, and other models have none to compare them with."
-        )
-    return model.get_base_model()
 
 
 def _check(inputs: Tensor) -> None:
@@ -275,64 +258,26 @@ def _check(inputs: Tensor) -> None:
         )
 
 
-# So few examples are enough to see whether the model is as it must be.
-_CHECKED = 4
-# Along a path that is smooth between two points so close, a slope that is off by more than this is
-# not a matter of curvature.
-_PATH_STEP, _SLOPE_TOLERANCE = 0.01, 0.1
+def _normal(inputs: Tensor) -> Tensor:
+    """Take a tensor out of the inference mode that it was made in."""
+    return inputs.clone() if inputs.is_inference() else inputs
 
 
-def _check_gradients(scorer: Scorer, batch: Batch, target: Target) -> None:
-    """Compare the gradient's slope along the path with that of the output itself.
-
-    An attention that detaches, or a model under no_grad, gives wrong gradients and no error.
-    """
-    if batch.inputs.dtype not in (torch.float32, torch.float64):
-        return  # too coarse to take differences in
-    with torch.no_grad():
-        of_batch = target_of(scorer, batch.inputs, target)
-
-    def score(alpha: float) -> tuple[Tensor, Tensor]:
-        point = batch.baseline + alpha * (batch.inputs - batch.baseline)
-        point = point.detach().requires_grad_()
-        return point, select(scorer(point), of_batch)
-
-    advice = "a layer detaches them or runs under torch.no_grad()"
-    attention = getattr(getattr(scorer.model, "config", None), "_attn_implementation", None)
-    if attention is not None:
-        advice = f"load it with attn_implementation='eager' instead of {attention!r}"
-    broken = ValueError(f"model gives wrong gradients with respect to its inputs: {advice}.")
-    with torch.enable_grad():
-        point, output = score(0.5)
-        if not output.requires_grad:
-            raise broken
-        (gradient,) = torch.autograd.grad(output.sum(), point, materialize_grads=True)
-    with torch.no_grad():
-        direction = (batch.inputs - batch.baseline).flatten(1)
-        slope = (gradient.flatten(1) * direction).sum(dim=1)
-        low, high = (score(0.5 + sign * _PATH_STEP / 2)[1] for sign in (-1, 1))
-        measured = (high - low) / _PATH_STEP
-        # What the output's own digits leave uncertain of a difference.
-        noise = 100 * torch.finfo(output.dtype).eps * output.norm() / _PATH_STEP
-        allowed = _SLOPE_TOLERANCE * (slope.norm() + measured.norm()) + noise
-        if (slope - measured).norm() > allowed:
-            raise broken
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout and batch statistics off, and each module back to the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def _running_dtype(model: nn.Module, example: Tensor) -> torch.dtype | None:
+    """Find what type inputs have to be turned into, if the model does not take them as they are."""
+    of_model = dtype_of(model)
+    if of_model in (None, example.dtype):
+        return None
     try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        with torch.no_grad():
+            model(example)
+    except RuntimeError:
+        return of_model
+    return None
 
 
 def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Tensor:
-    if not isinstance(baselines, Tensor):
+    if not isinstance(baselines, Tensor) or baselines.dim() == 0:
         return torch.full_like(batch, 0.0 if baselines is None else float(baselines))
     rows = baselines if len(baselines) == 1 else baselines[start : start + len(batch)]
     try:
@@ -344,41 +289,32 @@ def _baseline(baselines: Tensor | float | None, batch: Tensor, start: int) -> Te
         ) from None
 
 
-def _output_change(
-    scorer: Scorer, batch: Batch, target: int | Tensor | None
-) -> NDArray[np.float64]:
-    with torch.no_grad():
-        change = select(scorer(batch.inputs) - scorer(batch.baseline), target)
-    values: NDArray[np.float64] = change.double().cpu().numpy()
-    return values
-
-
-def _sum_positions(module: nn.Module, attributed: Tensor) -> NDArray[np.float32]:
-    """Bring attributions of any shape to (n, width), float32."""
-    if attributed.dim() == 1:
-        attributed = attributed[:, None]
-    convolution = isinstance(own_module(module) or module, nn.modules.conv._ConvNd)
-    channels_first = attributed.dim() > 3 or convolution
-    width_axis = 1 if channels_first else attributed.dim() - 1
-    positions = [axis for axis in range(1, attributed.dim()) if axis != width_axis]
-    summed = attributed.sum(dim=positions) if positions else attributed
-    return summed.detach().float().cpu().numpy()
-
-
-def _fingerprint(tensor: Tensor) -> str:
-    array = tensor.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 of a model's class and weights."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key}{_fingerprint(tensor)}".encode())
-    return digest.hexdigest()
+def _prepare(
+    scorer: Scorer,
+    batch: Batch,
+    target: Target,
+    layers: Sequence[str] | None,
+    neuron_axis: int | Mapping[str, int] | None,
+) -> dict[str, Tap]:
+    """Check what the model is and does, and find out how its layers are read."""
+    scorer.summed, scorer.n_outputs = False, None
+    if any(parameter.is_inference() for parameter in scorer.model.parameters()):
+        raise ValueError(
+            "model was made under torch.inference_mode(), so that no gradient flows through its "
+            "weights: make or load it outside."
+        )
+    few = batch.first(_CHECKED)
+    survey = Survey(scorer, few)
+    check_target(survey.shape, target)
+    scorer.n_outputs = survey.shape[1] if len(survey.shape) == 2 else 0
+    scorer.summed = target == SUM
+    scorer.extras = few.extras
+    check_gradients(scorer, few, target)
+    names = survey.default_layers() if layers is None else layers
+    return survey.taps(names, neuron_axis)
 
 
 def _describe(baselines: Tensor | float | None) -> float | str:
-    if isinstance(baselines, Tensor):
-        return _fingerprint(baselines)
+    if isinstance(baselines, Tensor) and baselines.dim():
+        return fingerprint(baselines)
     return 0.0 if baselines is None else float(baselines)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from captum import attr
 from torch import Tensor, nn
 
 from transfer_pruner.attribution.outputs import select
+from transfer_pruner.attribution.structures import output_tensor
+from transfer_pruner.attribution.taps import Tap, tapped
 
 CAPTUM_METHODS = {
     "deep_lift": attr.LayerDeepLift,
@@ -54,13 +55,31 @@ class Batch:
 
     def first(self, n: int) -> Batch:
         """Take the first n examples."""
-        extras = {name: value[:n] for name, value in self.extras.items()}
-        tokens = None if self.tokens is None else self.tokens[:n]
-        return Batch(self.inputs[:n], self.baseline[:n], extras, tokens)
+        return self.take(slice(n))
+
+    def take(self, rows: slice | Tensor) -> Batch:
+        """Take some of the examples, in the order of `rows`."""
+        extras = {name: value[rows] for name, value in self.extras.items()}
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return Batch(self.inputs[rows], self.baseline[rows], extras, tokens)
 
 
 class Scorer(nn.Module):
-    """The model as a function of the attributed inputs alone, returning its output tensor."""
+    """The model as a function of the attributed inputs alone, returning its output tensor.
+
+    Attributes
+    ----------
+    extras : dict of str to Tensor
+        Further keyword arguments of the model, of the batch that is attributed.
+    summed : bool
+        Whether to sum all outputs.
+    dtype : torch.dtype, optional
+        What the model computes in, if it does not take inputs of another type.
+    n_outputs : int, optional
+        How many outputs an example has, once that is known; 0 for outputs of shape (n,).
+    rows : int
+        How many examples the forward pass that is running, or ran last, has.
+    """
 
     def __init__(self, model: nn.Module, inputs_name: str | None = None) -> None:
         super().__init__()
@@ -68,6 +87,9 @@ class Scorer(nn.Module):
         self.inputs_name = inputs_name
         self.extras: dict[str, Tensor] = {}
         self.summed = False
+        self.dtype: torch.dtype | None = None
+        self.n_outputs: int | None = None
+        self.rows = 0
 
     def forward(self, inputs: Tensor, *extras: Tensor) -> Tensor:
         """Map inputs (n, ...) to outputs (n,) or (n, n_classes).
@@ -76,10 +98,15 @@ class Scorer(nn.Module):
         the inputs, hands the extras in as often repeated.
         """
         named = dict(zip(self.extras, extras, strict=True)) if extras else self.extras
-        output = first_tensor(self.call(inputs, named))
+        self.rows = len(inputs)
+        inputs = inputs if self.dtype is None else inputs.to(self.dtype)
+        output = output_tensor(self.call(inputs, named))
         if output.dim() == 3 and "attention_mask" in named:
             mask = named["attention_mask"][:, :, None].to(output.dtype)
             output = (output * mask).sum(dim=1) / mask.sum(dim=1)
+        if self.rows == 1 and self.n_outputs is not None:
+            # A model that squeezes its output drops the axis of a single example too.
+            output = output.reshape((1, self.n_outputs) if self.n_outputs else (1,))
         return output.sum(dim=1) if self.summed else output
 
     def call(self, inputs: Tensor, named: Mapping[str, Tensor]) -> Any:
@@ -89,16 +116,7 @@ class Scorer(nn.Module):
         return self.model(**{self.inputs_name: inputs}, **named)
 
 
-def first_tensor(output: Any) -> Tensor:
-    """Take the tensor out of what a module returned: itself, a tuple or a transformers output."""
-    logits = getattr(output, "logits", None)
-    tensor: Tensor = logits if logits is not None else output
-    return tensor[0] if isinstance(tensor, tuple) else tensor
-
-
-Attribute = Callable[
-    [Scorer, Mapping[str, nn.Module], Batch, int | Tensor | None], dict[str, Tensor]
-]
+Attribute = Callable[[Scorer, Mapping[str, Tap], Batch, int | Tensor | None], dict[str, Tensor]]
 
 
 def attribution_method(method: str | type, n_steps: int) -> Attribute:
@@ -124,7 +142,7 @@ def attribution_method(method: str | type, n_steps: int) -> Attribute:
 
 def _conductance(
     scorer: Scorer,
-    modules: Mapping[str, nn.Module],
+    taps: Mapping[str, Tap],
     batch: Batch,
     target: int | Tensor | None,
     *,
@@ -142,7 +160,7 @@ def _conductance(
     for step, alpha in enumerate((nodes + 1) / 2):
         point = batch.baseline + float(alpha) * (batch.inputs - batch.baseline)
         activations, new_gradients = _sweep(
-            scorer, modules, point, target, step < n_steps, batch.tokens is not None
+            scorer, taps, point, target, step < n_steps, batch.tokens is not None
         )
         for layer, gradient in gradients.items():
             # Of half-precision models too, the sum over steps is taken in float32 or better.
@@ -154,16 +172,16 @@ def _conductance(
 
 
 def _gradient_x_activation(
-    scorer: Scorer, modules: Mapping[str, nn.Module], batch: Batch, target: int | Tensor | None
+    scorer: Scorer, taps: Mapping[str, Tap], batch: Batch, target: int | Tensor | None
 ) -> dict[str, Tensor]:
     with_inputs = batch.tokens is not None
-    activations, gradients = _sweep(scorer, modules, batch.inputs, target, True, with_inputs)
+    activations, gradients = _sweep(scorer, taps, batch.inputs, target, True, with_inputs)
     return {layer: gradient * activations[layer] for layer, gradient in gradients.items()}
 
 
 def _sweep(
     scorer: Scorer,
-    modules: Mapping[str, nn.Module],
+    taps: Mapping[str, Tap],
     point: Tensor,
     target: int | Tensor | None,
     with_gradients: bool,
@@ -173,23 +191,16 @@ def _sweep(
     point = point.detach().requires_grad_(with_gradients)
     activations: dict[str, Tensor] = {INPUTS: point} if with_inputs else {}
 
-    def keep(layer: str, output: Any) -> Any:
-        tensor = first_tensor(output)
+    def keep(layer: str, tensor: Tensor) -> Tensor:
         activations[layer] = tensor
         # What follows in place, as nn.ReLU(inplace=True) does, must not change what was kept.
-        handed_on = tensor.clone()
-        return (handed_on, *output[1:]) if isinstance(output, tuple) else handed_on
+        return tensor.clone()
 
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output))
-        for layer, module in modules.items()
-    ]
-    try:
-        with torch.set_grad_enabled(with_gradients):
-            score = select(scorer(point), target).sum()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.set_grad_enabled(with_gradients), tapped(taps, lambda: scorer.rows, keep):
+        score = select(scorer(point), target).sum()
+    for layer in taps:
+        if layer not in activations:
+            raise ValueError(f"layers holds {layer!r}, which does not run for every probe example.")
     gradients: tuple[Tensor, ...] = ()
     if with_gradients:
         gradients = torch.autograd.grad(score, list(activations.values()), allow_unused=True)
@@ -204,7 +215,7 @@ def _sweep(
 
 def _by_captum(
     scorer: Scorer,
-    modules: Mapping[str, nn.Module],
+    taps: Mapping[str, Tap],
     batch: Batch,
     target: int | Tensor | None,
     *,
@@ -220,11 +231,20 @@ def _by_captum(
         "additional_forward_args": extras,
     }
     options = {key: value for key, value in offered.items() if key in accepted}
-    for layer, module in modules.items():
+    for layer, tap in taps.items():
+        # Captum takes modules that return a tensor, once, examples first: others it reads in a
+        # module that changes nothing.
+        module = tap.module if tap.is_plain else nn.Identity()
+        passed = {} if tap.is_plain else {layer: tap}
         attribution = captum_class(scorer, module)
-        with _seeded():
+
+        def show(_: str, tensor: Tensor, module: nn.Module = module) -> Tensor:
+            shown: Tensor = module(tensor)
+            return shown
+
+        with _seeded(), tapped(passed, lambda: scorer.rows, show):
             attributed = attribution.attribute(batch.inputs, target=target, **options)
-        attributions[layer] = first_tensor(attributed).detach()
+        attributions[layer] = output_tensor(attributed).detach()
     return attributions
 
 

@@ -6,6 +6,7 @@ target, so that conductance still adds up to the change of one number.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,18 @@ def default_target(config: Any, architecture: str) -> int | str:
     if config.problem_type == "multi_label_classification":
         return SUM
     return 1 if labels == 2 else PREDICTED
+
+
+def plain_target(target: Any) -> Target:
+    """Take a number of numpy's or torch's, such as an element of an array of labels, as an int."""
+    if target is None or isinstance(target, str):
+        return target
+    try:
+        return operator.index(target)
+    except TypeError:
+        raise ValueError(
+            f"target must be a whole number, {PREDICTED!r}, {SUM!r} or None but got {target!r}."
+        ) from None
 
 
 def check_target(shape: tuple[int, ...], target: Target) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from transfer_pruner import embed
+from transfer_pruner.attribution.layers import Survey
 from transfer_pruner.attribution.methods import Batch, Scorer, attribution_method
 
 
@@ -110,12 +111,12 @@ def test_conductance_of_all_layers_is_captums_of_each(
     case: Case, dtype: torch.dtype, tolerance: float, n_steps: int
 ) -> None:
     model, inputs, layers = case[0].to(dtype), case[1].to(dtype), case[2]
-    modules = {layer: model.get_submodule(layer) for layer in layers}
     batch = Batch(inputs, torch.zeros_like(inputs))
-    swept = attribution_method("conductance", n_steps)(Scorer(model), modules, batch, 2)
+    taps = Survey(Scorer(model), batch).taps(layers)
+    swept = attribution_method("conductance", n_steps)(Scorer(model), taps, batch, 2)
     assert set(swept) == set(layers)
-    for layer, module in modules.items():
-        reference = attr.LayerConductance(model, module).attribute(
+    for layer, tap in taps.items():
+        reference = attr.LayerConductance(model, tap.module).attribute(
             inputs, target=2, n_steps=n_steps
         )
         reference = reference[0] if isinstance(reference, tuple) else reference
