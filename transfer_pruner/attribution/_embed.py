@@ -111,7 +111,7 @@ def embed(
         Steps of the integral. 8 rank pairs as many more do (CONTRIBUTING.md); for a vector whose
         sum is the change of the output to 2% or so it takes some hundreds. Where a layer that
         everything passes through leaves more than 80% of the output's changes unexplained, four
-        times as many are taken by conductance, and again, up to 256 or until that no longer helps.
+        times as many are taken by conductance, and again, up to 128 or until that no longer helps.
     batch_size : int
         Probe examples attributed together. A sweep holds the activations of two steps at once, so
         memory does not grow with `n_steps`; Captum's methods hold those of all steps.

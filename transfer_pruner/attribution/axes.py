@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from transfer_pruner.attribution.methods import Batch, Scorer
+from transfer_pruner.attribution.scorer import Batch, Scorer
 from transfer_pruner.attribution.structures import Path
 from transfer_pruner.attribution.watch import CallKey, Watched, watch
 from transfer_pruner.attribution.wrappers import own_module

@@ -10,21 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transfer_pruner.attribution.methods import (
-    INPUTS,
-    Attribute,
-    Batch,
-    Scorer,
-    attribution_method,
-)
+from transfer_pruner.attribution.methods import INPUTS, Attribute, attribution_method
 from transfer_pruner.attribution.outputs import Target, select, target_of
+from transfer_pruner.attribution.scorer import Batch, Scorer
 from transfer_pruner.attribution.taps import Tap
 from transfer_pruner.embedding import ABSOLUTE, CHANGES, EXAMPLES, LARGEST_GAP, STANDARD_ERROR
 from transfer_pruner.exceptions import TransferPrunerWarning
 
 ADDING_UP = ("conductance", "integrated_gradients", "deep_lift")
 """Methods whose attributions add up to the change of the output, but for what the steps miss."""
-MOST_STEPS = 256
+MOST_STEPS = 128
 """So many steps the integral is given by itself, where a layer explains too little with fewer."""
 # More steps are tried on so few examples; they help if they leave less than this of the gap.
 _TRIED, _HELPS = 4, 0.9

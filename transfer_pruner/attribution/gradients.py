@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from transfer_pruner.attribution.methods import Batch, Scorer
 from transfer_pruner.attribution.outputs import Target, select, target_of
+from transfer_pruner.attribution.scorer import Batch, Scorer
 
 # Where on the path, and how far to both sides together, slopes are compared. Between two points so
 # close a smooth output has no curvature to speak of; one with many kinks, such as a mixture of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from transfer_pruner.attribution.axes import FEW, MANY, NeuronAxes, examples_axis, fold_of
-from transfer_pruner.attribution.methods import Batch, Scorer
+from transfer_pruner.attribution.scorer import Batch, Scorer
 from transfer_pruner.attribution.taps import Tap
 from transfer_pruner.attribution.watch import CallKey, Flow, watch
 from transfer_pruner.attribution.wrappers import named_modules, own_module
@@ -42,17 +42,24 @@ class Survey:
             batch.take(torch.arange(n, device=batch.inputs.device) % len(batch.inputs))
             for n in (MANY, FEW)
         )
-        self.many = watch(scorer, self.batch, with_gradients=True)
-        self.few = watch(scorer, few)
+        try:
+            self.many = watch(scorer, self.batch, with_gradients=True)
+            self.few = watch(scorer, few)
+        except Exception:
+            if len(batch.inputs) > 1:
+                raise
+            # A model that takes no two examples at once, such as a decoder without padding.
+            self.batch = batch
+            self.many = self.few = watch(scorer, batch, with_gradients=True)
         self.modules = named_modules(scorer.model)
         self.flow = Flow(self.many.output, self.many.inputs)
         self.shape = tuple(self.many.output.shape)
-        rows = [tuple(x.output.shape[:1]) for x in (self.many, self.few)]
-        if rows != [(MANY,), (FEW,)]:
-            raise ValueError(
-                f"the model's output must have one row for each example, but for {MANY} of them "
-                f"its shape is {self.shape}: it must be of shape (n,) or (n, outputs)."
-            )
+        for seen in (self.many, self.few):
+            if len(seen.inputs) not in seen.output.shape[:1]:
+                raise ValueError(
+                    f"the model's output must be of shape (n,) or (n, outputs) but is "
+                    f"{tuple(seen.output.shape)} for {len(seen.inputs)} examples."
+                )
 
     def default_layers(self) -> list[str]:
         """Choose the layers of a model that nobody named.
@@ -203,6 +210,8 @@ class Survey:
     def _places(self, key: CallKey) -> dict[tuple[object, ...], tuple[int, int]]:
         """Find the axis of the examples of each tensor that a call gives and that has one."""
         few = self.few.shapes(key)
+        if self.few is self.many:  # one example alone: its axis is one of size 1
+            return {path: (shape.index(1), 1) for path, shape in few.items() if 1 in shape}
         found = {
             path: examples_axis(shape, few.get(path, ()))
             for path, shape in self.many.shapes(key).items()

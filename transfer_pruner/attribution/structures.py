@@ -63,7 +63,7 @@ def with_tensor(output: Any, path: Path, tensor: Tensor) -> Any:
     return dataclasses.replace(output, **{key: value})
 
 
-def output_tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     """Take what a model answers out of what it returned: its logits, or its first tensor.
 
     Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from transfer_pruner.attribution.scorer import Scorer
 from transfer_pruner.attribution.structures import Path, tensor_at, with_tensor
 
 
@@ -84,21 +86,20 @@ class Tap:
 
 @contextmanager
 def tapped(
-    taps: Mapping[str, Tap], rows: Callable[[], int], keep: Callable[[str, Tensor], Tensor]
+    scorer: Scorer, taps: Mapping[str, Tap], keep: Callable[[str, Tensor], Tensor]
 ) -> Iterator[None]:
     """Hand each layer's tensor to `keep`, and what that returns on in its place.
 
     Parameters
     ----------
+    scorer : Scorer
     taps : mapping of str to Tap
-    rows : callable
-        How many examples the forward pass that is running has.
     keep : callable of the layer's name and its tensor, (n, ...)
     """
     waiting: dict[nn.Module, dict[int, str]] = {}
     for layer, tap in taps.items():
         waiting.setdefault(tap.module, {})[tap.call] = layer
-    calls = dict.fromkeys(waiting, 0)
+    calls: Counter[nn.Module] = Counter()
 
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
         layer = waiting[module].get(calls[module])
@@ -106,9 +107,13 @@ def tapped(
         if layer is None:
             return None
         tap = taps[layer]
-        return tap.put(output, keep(layer, tap.read(output, rows())))
+        return tap.put(output, keep(layer, tap.read(output, scorer.rows)))
 
-    hooks = [module.register_forward_hook(hook) for module in waiting]
+    def begin(*_: Any) -> None:
+        calls.clear()
+
+    hooks = [scorer.register_forward_pre_hook(begin)]
+    hooks += [module.register_forward_hook(hook) for module in waiting]
     try:
         yield
     finally:

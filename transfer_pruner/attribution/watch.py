@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer_pruner.attribution.methods import Batch, Scorer
+from transfer_pruner.attribution.scorer import Batch, Scorer
 from transfer_pruner.attribution.structures import Path, tensors_in, with_tensor
 from transfer_pruner.attribution.wrappers import named_modules
 

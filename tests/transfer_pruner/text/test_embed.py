@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from transfer_pruner.attribution.methods import Batch, Scorer, attribution_method
+from transfer_pruner.attribution.taps import Tap
 from transfer_pruner.text import embed_text
 
 SMALL: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "num_labels": 2}
@@ -248,7 +249,7 @@ def test_conductance_of_a_real_encoder_is_captums_layer_by_layer(
     minilm: MiniLM, dtype: torch.dtype, tolerance: float
 ) -> None:
     model, tokenizer = copy.deepcopy(minilm[0]).to(dtype), minilm[1]
-    layers = {f"{index}": block.output for index, block in enumerate(model.bert.encoder.layer)}
+    layers = {f"{index}": Tap(block.output) for index, block in enumerate(model.bert.encoder.layer)}
     encoded = tokenizer(TEXTS, padding=True, return_tensors="pt", return_special_tokens_mask=True)
     special = encoded["special_tokens_mask"]
     words = model.get_input_embeddings()
@@ -259,9 +260,10 @@ def test_conductance_of_a_real_encoder_is_captums_layer_by_layer(
     scorer = Scorer(model, inputs_name="inputs_embeds")
     scorer.extras = batch.extras
     mine = attribution_method("conductance", 6)(scorer, layers, batch, 1)
-    for name, layer in layers.items():
+    for name, tap in layers.items():
         reference = LayerConductance(
-            lambda embeds, mask: model(inputs_embeds=embeds, attention_mask=mask).logits, layer
+            lambda embeds, mask: model(inputs_embeds=embeds, attention_mask=mask).logits,
+            tap.module,
         ).attribute(
             batch.inputs,
             batch.baseline,
