@@ -36,9 +36,10 @@ def correspondence(
     of_target = embeddings if target_embeddings is None else target_embeddings
     for side, tasks in enumerate((embeddings, of_target)):
         for task, embedding in tasks.items():
-            if EXAMPLES + layer not in embedding.signals:
+            signal = embedding.signals.get(EXAMPLES + layer)
+            if signal is None or not signal.any():
                 continue
-            values = np.abs(embedding.signals[EXAMPLES + layer].astype(float))
+            values = np.abs(signal.astype(float))
             values = values - values.mean(axis=1, keepdims=True)
             unit = values / max(float(np.linalg.norm(values)), TINY)
             units[side][task] = unit

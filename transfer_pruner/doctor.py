@@ -214,7 +214,37 @@ def check_embeddings(directory: str | os.PathLike[str]) -> tuple[list[Check], li
     layers = {len(embedding.vectors) for embedding in embeddings.values()}
     of_layers = "-".join(map(str, sorted({min(layers), max(layers)})))
     checks = [Check(name, "ok", f"{len(embeddings)} tasks of {of_layers} layers")]
-    return checks + compared(name, embeddings), list(embeddings)
+    return checks + explained(name, embeddings) + compared(name, embeddings), list(embeddings)
+
+
+def explained(name: str, embeddings: Mapping[str, TaskEmbedding]) -> list[Check]:
+    """List the task embeddings that explain nothing, or little, of what their models answer."""
+    from transfer_pruner.embedding import EXAMPLES, GAPS, LARGEST_GAP, WHOLE
+
+    silent, wide = [], {}
+    for task, embedding in embeddings.items():
+        arrays = [
+            embedding.signals.get(EXAMPLES + x, embedding.vectors[x]) for x in embedding.layers
+        ]
+        if not any(array.any() for array in arrays):
+            silent.append(task)
+        gaps = embedding.provenance.get(GAPS, {})
+        # Of layers that part of the output's change passes by, a gap is no error.
+        largest = max(
+            (gaps[x] for x in embedding.provenance.get(WHOLE, ()) if x in gaps), default=0
+        )
+        if largest > LARGEST_GAP:
+            wide[task] = largest
+    checks = []
+    if silent:
+        found = f"{_some(silent)}: attributions that are all 0, so that their pairs have no score"
+        advice = "check the model, its tokenizer and the probe examples, and embed them again"
+        checks.append(Check(name, "broken", found, advice))
+    if wide:
+        found = f"{_some([*wide])}: up to {max(wide.values()):.0%} of the output unexplained"
+        advice = "embed them with other baselines=, or layers= that are smoother"
+        checks.append(Check(name, "warning", found, advice))
+    return checks
 
 
 def compared(name: str, embeddings: Mapping[str, TaskEmbedding]) -> list[Check]:

@@ -1,7 +1,8 @@
 """Features of ordered pairs, from task embeddings and from measured transfers.
 
 Pure functions. A feature that cannot be computed for a pair (a task without an embedding, layers
-that do not match) is NaN: deciding what that means is left to the predictor and the rule.
+that do not match, attributions that are all 0) is NaN: deciding what that means is left to the
+predictor and the rule.
 """
 
 from __future__ import annotations
@@ -247,8 +248,16 @@ def _layer_of_tasks(
     return {
         task: _LayerOfTask(embeddings[task], layer)
         for task in dict.fromkeys(tasks)
-        if task in embeddings and layer in embeddings[task].vectors
+        if task in embeddings and _is_attributed(embeddings[task], layer)
     }
+
+
+def _is_attributed(embedding: TaskEmbedding, layer: str) -> bool:
+    """Whether an embedding says anything of a layer: attributions that are all 0 do not."""
+    if layer not in embedding.vectors:
+        return False
+    examples = embedding.signals.get(EXAMPLES + layer)
+    return bool((embedding.vectors[layer] if examples is None else examples).any())
 
 
 def _layer_features(

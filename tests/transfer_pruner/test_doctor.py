@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import create_server
@@ -223,6 +224,24 @@ def test_embeddings_that_cannot_be_compared_are_named(
     said = [(check.status, check.found) for check in found]
     expected = [(status, f"odd: other {what} than advice, news")]
     assert said == (expected if status else [])
+
+
+def test_embeddings_that_explain_little_or_nothing_are_named(
+    make_embedding: MakeEmbedding, tmp_path: Path
+) -> None:
+    full, none = np.eye(20, 8), np.zeros((20, 8))
+    usual, silent, wide, passed_by = (
+        make_embedding(name, lower=lower, hidden=full if name != "silent" else none)
+        for name, lower in (("usual", none), ("silent", none), ("wide", full), ("passed by", full))
+    )
+    gaps = {"gaps": {"lower": 0.97, "hidden": 0.02}}
+    wide = replace(wide, provenance={**wide.provenance, **gaps, "whole": ["lower", "hidden"]})
+    passed_by = replace(passed_by, provenance={**wide.provenance, **gaps, "whole": ["hidden"]})
+    save_embeddings([usual, silent, wide, passed_by], tmp_path)
+    (loaded, nothing, little), _ = check_embeddings(tmp_path)
+    assert loaded.status == "ok"
+    assert (nothing.status, nothing.found.split(":")[0]) == ("broken", "silent")
+    assert (little.status, little.found) == ("warning", "wide: up to 97% of the output unexplained")
 
 
 def test_embeddings_that_do_not_load_are_broken(

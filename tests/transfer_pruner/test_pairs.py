@@ -38,6 +38,26 @@ def test_a_pair_with_an_unknown_task_has_no_features(embeddings: dict[str, TaskE
     assert features.loc[3].isna().all()
 
 
+def test_attributions_that_are_all_zero_have_no_score(make_embedding: object) -> None:
+    rng = np.random.default_rng(0)
+    lower, upper, none = rng.normal(size=(20, 8)), rng.normal(size=(20, 4)), np.zeros((20, 4))
+    tasks = {
+        name: make_embedding(name, **layers)  # type: ignore[operator]
+        for name, layers in {
+            "whole": {"lower": lower, "upper": upper},
+            "half": {"lower": lower[::-1], "upper": none},
+            "none": {"lower": np.zeros((20, 8)), "upper": none},
+        }.items()
+    }
+    pairs = ordered_pairs(list(tasks))
+    features = pair_features(pairs, tasks)
+    silent = (pairs[["source", "target"]] == "none").any(axis=1)
+    assert features.loc[silent, "attribution_score"].isna().all()
+    # A layer that says something is scored by itself.
+    assert features.loc[~silent, "attribution_score"].notna().all()
+    assert features.loc[~silent, "cka[upper]"].isna().all()
+
+
 def test_examples_of_different_probes_are_not_compared(make_embedding: object) -> None:
     rng = np.random.default_rng(0)
     embeddings = {
