@@ -24,6 +24,9 @@ from transfer_pruner_mlflow.spool import Event, decode_record
 _ESTIMATE_MILLISECONDS = 60_000
 
 
+_Key = tuple[int, str]
+
+
 class Point(NamedTuple):
     """One value of a step metric; the step is the number of trials decided by then."""
 
@@ -63,8 +66,9 @@ class Ledger:
         self.closed = False
         self._kept: list[Event] | None = None if taken else []
         self._taken = taken or (lambda: self._kept or [])
-        # By the trial's number: a record with the number of an earlier one corrects it.
-        self._known: dict[int, tuple[str, float]] = {}
+        # A record of an earlier one's trial and pair corrects it. A trial may have others: pairs
+        # that were proposed for it first, and eliminated.
+        self._known: dict[_Key, tuple[str, float]] = {}
         self._seconds = 0.0
         self._counts: dict[str, int] = {"trained": 0, "eliminated": 0, "failed": 0}
         self._last = 0
@@ -74,23 +78,23 @@ class Ledger:
 
     @property
     def decided(self) -> int:
-        """Number of trials."""
+        """Number of trials, and of pairs that were eliminated before a trial took another."""
         return len(self._known)
 
     def records(self) -> list[TrialRecord]:
-        """Return every trial's latest record, in the order of their numbers."""
+        """Return the latest record of every decision, in the order of the trials' numbers."""
         return sorted((record for record, _ in self._decisions()), key=lambda record: record.number)
 
     def _decisions(self) -> list[tuple[TrialRecord, int]]:
-        """Return every trial's latest record and when it was decided first, in that order."""
-        latest: dict[int, dict[str, Any]] = {}
-        times: dict[int, int] = {}
+        """Return every decision's latest record and when it was made first, in that order."""
+        latest: dict[_Key, dict[str, Any]] = {}
+        times: dict[_Key, int] = {}
         for event in self._taken():
             if event.kind == "trial":
-                number = event.data["number"]
-                latest[number] = event.data
-                times.setdefault(number, event.timestamp)
-        return [(decode_record(latest[number]), time) for number, time in times.items()]
+                key = _key(event.data)
+                latest[key] = event.data
+                times.setdefault(key, event.timestamp)
+        return [(decode_record(latest[key]), time) for key, time in times.items()]
 
     def add(self, event: Event) -> list[Point]:
         """Take an event; return the points that it makes."""
@@ -102,7 +106,7 @@ class Ledger:
         elif event.kind == "connected":
             self.run_id = event.data["run_id"]
         elif event.kind == "trial":
-            points = self._add_trial(decode_record(event.data), event.timestamp)
+            points = self._add_trial(event)
         elif event.kind == "metrics":
             self._logged |= event.data
             points = self._points(event.data, event.timestamp)
@@ -148,15 +152,16 @@ class Ledger:
             return None
         return estimate_audit(records, maximize=maximize)
 
-    def _add_trial(self, record: TrialRecord, timestamp: int) -> list[Point]:
-        known = self._known.get(record.number)
+    def _add_trial(self, event: Event) -> list[Point]:
+        key, record, timestamp = _key(event.data), decode_record(event.data), event.timestamp
+        known = self._known.get(key)
         # JSON gives a new text each time.
         now = sys.intern(record.outcome), record.seconds
         for one, sign in ((known, -1), (now, 1)):
             if one is not None:
                 self._counts[one[0]] += sign
                 self._seconds += sign * one[1]
-        self._known[record.number] = now
+        self._known[key] = now
         self._last, self._unestimated = timestamp, True
         if known is not None:
             self._corrected = True
@@ -244,6 +249,14 @@ class Ledger:
 REGRET = "savings/measured_regret"
 """Logged by who has run what was eliminated; the description tells it."""
 NOTE_ENDS = "Charts: metrics under `savings/`."
+
+
+def _key(data: dict[str, Any]) -> _Key:
+    """Tell a decision from others: by its trial's number and its pair."""
+    source = data["source"]
+    source = " + ".join(source) if isinstance(source, list) else source
+    # JSON gives new texts each time.
+    return data["number"], sys.intern(f"{source} -> {data['target']}")
 
 
 def _is_milestone(step: int) -> bool:

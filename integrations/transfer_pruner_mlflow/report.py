@@ -9,7 +9,6 @@ from pathlib import Path
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner_mlflow.ledger import Ledger
-from transfer_pruner_mlflow.messages import Messages
 
 REPORT = "savings/report.html"
 
@@ -18,9 +17,9 @@ def write_report_files(
     ledger: Ledger,
     folder: Path,
     rule: EliminationRule | LearningRule | None,
-    messages: Messages,
+    failures: list[str],
 ) -> dict[str, Path]:
-    """Write the report; what is wrong is told.
+    """Write the report; what is wrong is added to `failures`.
 
     Returns
     -------
@@ -30,12 +29,12 @@ def write_report_files(
     try:
         return _write(ledger, folder, rule)
     except ImportError as error:
-        messages.add(
+        failures.append(
             f"the report is left out ({error}): pip install 'transfer-pruner[plot]', or pass "
             "report=False."
         )
     except Exception as error:
-        messages.add(f"the report is left out: {type(error).__name__}: {error}")
+        failures.append(f"the report is left out: {type(error).__name__}: {error}")
     return {}
 
 

@@ -8,9 +8,12 @@ the disk holds is not held in memory as well.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.records import TrialRecord
 
 try:
@@ -25,7 +29,13 @@ try:
 except ImportError:  # Windows has no flock; there, two processes must not share a run.
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_DIRECTORY = Path(".transfer_pruner") / "spool"
+
+# Half a character, as the name of a file may hold; nothing else can write it.
+_HALF = re.compile("[\ud800-\udfff]")
+_FIELDS = [field.name for field in fields(TrialRecord)]
 
 Kind = Literal["run", "connected", "trial", "metrics", "artifact", "closed", "synced"]
 
@@ -117,7 +127,8 @@ class Spool:
         """Write an event; never raises for a disk that is full or gone."""
         with self._lock:
             event = Event(f"{self.id}/{self._count}", kind, int(time.time() * 1000), data)
-            line = json.dumps(vars(event), default=_plain, skipkeys=True)
+            line = json.dumps(vars(event), default=_plain, skipkeys=True, ensure_ascii=False)
+            line = _HALF.sub(lambda half: f"\\\\u{ord(half[0]):04x}", line)
             # As a replay will read it, so that what is sent now is what would be sent then.
             event = Event(**json.loads(line))
             self._count += 1
@@ -218,28 +229,20 @@ class Spool:
         self._on_error(error)
 
 
-def read_events(path: Path) -> list[Event]:
-    """Read a spool; a line that was cut off is left out.
-
-    Raises
-    ------
-    OSError
-        If there is no such file.
-    """
-    events = (_decode(line) for line in path.read_bytes().splitlines())
-    return [event for event in events if event is not None]
-
-
 def encode_record(record: TrialRecord) -> dict[str, Any]:
     """Turn a record into values that `Spool.append` writes."""
-    data = {field.name: getattr(record, field.name) for field in fields(record)}
+    data = {name: getattr(record, name) for name in _FIELDS}
     return data | {"hyperparameters": dict(record.hyperparameters)}
 
 
 def decode_record(data: dict[str, Any]) -> TrialRecord:
-    """Turn what `encode_record` made, read from JSON, back into a record."""
+    """Turn what `encode_record` made, read from JSON, back into a record.
+
+    What another version of ours has written besides is left out.
+    """
+    known = {name: data[name] for name in _FIELDS if name in data}
     source = data["source"]
-    return TrialRecord(**data | {"source": tuple(source) if isinstance(source, list) else source})
+    return TrialRecord(**known | {"source": tuple(source) if isinstance(source, list) else source})
 
 
 def _decode(line: bytes) -> Event | None:
@@ -247,6 +250,23 @@ def _decode(line: bytes) -> Event | None:
         return Event(**json.loads(line))
     except (ValueError, TypeError):
         return None
+
+
+def tell(message: str) -> None:
+    """Warn, from whichever thread; where warnings are errors, training must not see one."""
+    try:
+        warnings.warn(message, TransferPrunerWarning, stacklevel=3)
+    except TransferPrunerWarning:
+        logger.warning(message)
+
+
+def guarded(write: Callable[[], object], what: str = "left out of MLflow") -> None:
+    """Do what may fail; if it does, that is told."""
+    try:
+        write()
+    except Exception as error:
+        logger.info(what, exc_info=error)
+        tell(f"{what}: {type(error).__name__}: {error}")
 
 
 def password_of(uri: str) -> str | None:

@@ -25,9 +25,7 @@ from transfer_pruner.savings import Savings
 from transfer_pruner_mlflow.attach import attach
 from transfer_pruner_mlflow.energy import EnergyMeter
 from transfer_pruner_mlflow.ledger import Ledger
-from transfer_pruner_mlflow.messages import Messages
 from transfer_pruner_mlflow.report import REPORT, write_report_files
-from transfer_pruner_mlflow.settings import rule_params, rule_tags
 from transfer_pruner_mlflow.spool import (
     DEFAULT_DIRECTORY,
     Event,
@@ -35,7 +33,9 @@ from transfer_pruner_mlflow.spool import (
     Spool,
     SpoolInUseError,
     encode_record,
+    guarded,
     password_of,
+    tell,
 )
 from transfer_pruner_mlflow.writer import Writer
 
@@ -131,6 +131,9 @@ class SavingsTracker:
             raise ImportError(
                 "SavingsTracker needs mlflow: pip install 'transfer-pruner[mlflow]'."
             ) from error
+        # With mlflow, which our own import must not load.
+        from transfer_pruner_mlflow.run import rule_params, rule_tags
+
         if not close_seconds >= 0:
             raise ValueError(f"close_seconds cannot be negative but got {close_seconds}.")
         self._meter = EnergyMeter(energy) if energy is not None else None
@@ -161,7 +164,6 @@ class SavingsTracker:
         self._waiting: list[tuple[Kind, dict[str, Any]]] = []
         self._file: Spool | None = None
         self._writer: Writer | None = None
-        self._messages = Messages()
         self._artifacts: set[str] = set()
 
     @property
@@ -219,10 +221,10 @@ class SavingsTracker:
                 self._file.append(kind, data)
             self._waiting.clear()
         uri = self._attachment.tracking_uri
-        self._writer = Writer(self._file, uri, self._settings, run_id, self._messages)
+        self._writer = Writer(self._file, uri, self._settings, run_id)
         self._writer.start()
         if self._meter is not None:
-            self._messages.guard(self._meter.start, "energy cannot be measured")
+            guarded(self._meter.start, "energy cannot be measured")
         self._writer.connected.wait(_CONNECT_SECONDS)
         return self
 
@@ -239,37 +241,58 @@ class SavingsTracker:
         deadline = time.monotonic() + self.close_seconds
         self._conclude(self.close_seconds / 2)
         self._append("closed", {"status": status})
-        if not self._writer.close(max(0.0, deadline - time.monotonic())):
-            self._messages.add(self._incomplete())
-        self._messages.tell()
+        self._writer.close(max(0.0, deadline - time.monotonic()))
+        missing = self._missing(self._writer)
+        if missing:
+            tell(missing)
 
     def record(self, record: TrialRecord) -> None:
         """Take the record of one trial; returns at once, from any thread, and never raises.
 
         A record with the number of an earlier one replaces it, so a study can be replayed.
         """
-        self._messages.guard(lambda: self._append("trial", encode_record(record)))
+        guarded(lambda: self._append("trial", encode_record(record)))
 
     def savings(self) -> Savings:
         """Estimate the savings of the trials so far: all that the run shows, or is going to."""
         return self._ledger().savings()
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Write further figures into the run; those that are no finite number are left out."""
+        """Write further figures into the run; those that are no finite number are left out.
 
-        def append() -> None:
-            values = {str(name): float(value) for name, value in metrics.items()}
-            finite = {name: value for name, value in values.items() if math.isfinite(value)}
-            self._append("metrics", finite)
+        Raises
+        ------
+        ValueError
+            If a name is one that MLflow refuses; nothing is written then.
+        """
+        from transfer_pruner_mlflow._private import refused_name
 
-        self._messages.guard(append)
+        named = {str(name): value for name, value in metrics.items()}
+        for name in named:
+            why = refused_name(name)
+            if why is not None:
+                raise ValueError(
+                    f"metrics names {name!r}, which MLflow refuses; for 'MAP@10' write 'MAP_10', "
+                    f"say. {why}"
+                )
+        finite: dict[str, float] = {}
+        for name, value in named.items():
+            try:
+                number = float(value)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                tell(f"left out of MLflow: {why}; it is the metric {name!r}.")
+            else:
+                if math.isfinite(number):
+                    finite[name] = number
+        guarded(lambda: self._append("metrics", finite))
 
     def log_figure(self, figure: Figure, artifact: str) -> None:
         """Write a figure of matplotlib or plotly into the run, e.g. as ``"savings/pairs.png"``.
 
         A figure of plotly becomes a page of its own, ``.html``, that needs no network.
         """
-        file = self._place(artifact)
+        artifact, file = self._place(artifact)
 
         def save() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +302,7 @@ class SavingsTracker:
                 figure.savefig(file)
             self._put(artifact, file)
 
-        self._messages.guard(save)
+        guarded(save)
 
     def log_report(
         self, path: str | os.PathLike[str], artifact: str = "savings/report.html"
@@ -300,14 +323,14 @@ class SavingsTracker:
         """
         if not Path(path).is_file():
             raise ValueError(f"path is {str(path)!r}, which is no file.")
-        file = self._place(artifact)
+        artifact, file = self._place(artifact)
 
         def copy() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, file)
             self._put(artifact, file)
 
-        self._messages.guard(copy)
+        guarded(copy)
 
     def ray_callback(
         self,
@@ -352,18 +375,27 @@ class SavingsTracker:
 
     def _conclude(self, seconds: float) -> None:
         """Write energy and the report, in a thread of their own to wait no longer than told to."""
-        thread = threading.Thread(target=self._write_last, name="savings-report", daemon=True)
+        failures: list[str] = []
+        thread = threading.Thread(
+            target=self._write_last, args=(failures,), name="savings-report", daemon=True
+        )
         thread.start()
         thread.join(seconds)
+        # What it finds after that, nobody hears of.
         if thread.is_alive():
-            self._messages.add(f"the report is left out: it took longer than {seconds:.1f} s.")
+            failures = [f"the report is left out: it took longer than {seconds:.1f} s."]
+        for failure in failures:
+            tell(failure)
 
-    def _write_last(self) -> None:
+    def _write_last(self, failures: list[str]) -> None:
         meter, ledger = self._meter, self._ledger()
         if meter is not None:
-            self._messages.guard(lambda: self.log_metrics(meter.stop(ledger.savings())))
+            try:
+                self.log_metrics(meter.stop(ledger.savings()))
+            except Exception as error:
+                failures.append(f"energy is left out: {type(error).__name__}: {error}")
         if self._report and REPORT not in self._artifacts:
-            files = write_report_files(ledger, self._copies(), self.rule, self._messages)
+            files = write_report_files(ledger, self._copies(), self.rule, failures)
             for artifact, file in files.items():
                 self._put(artifact, file)
 
@@ -389,7 +421,7 @@ class SavingsTracker:
             name = run_id or uuid4().hex
             file = Spool(self._folder / f"{name}.jsonl", self._no_disk)
         except SpoolInUseError:
-            self._messages.add(
+            tell(
                 f"another tracker writes into the run {run_id}, whose steps would mix: "
                 "this search gets a run of its own beneath it."
             )
@@ -405,7 +437,8 @@ class SavingsTracker:
             "parent_run_id": beneath or attachment.parent_run_id,
             "beneath": beneath is not None,
         }
-        file.append("run", self._settings)
+        # As a replay will read them.
+        self._settings = file.append("run", self._settings).data
         return file, run_id
 
     def _append(self, kind: Kind, data: dict[str, Any]) -> None:
@@ -419,14 +452,14 @@ class SavingsTracker:
         self._artifacts.add(artifact)
         self._append("artifact", {"artifact": artifact, "file": str(file)})
 
-    def _place(self, artifact: str) -> Path:
+    def _place(self, artifact: str) -> tuple[str, Path]:
         """Find a place for a copy of an artifact; it is there when something is written to it."""
         name = PurePosixPath(artifact)
-        if not artifact or name.is_absolute() or ".." in name.parts:
+        if not name.name or name.is_absolute() or ".." in name.parts:
             raise ValueError(
                 f"artifact must be a relative name, as 'savings/pairs.png', but got {artifact!r}."
             )
-        return self._copies() / name
+        return str(name), self._copies() / name
 
     def _copies(self) -> Path:
         """Name the folder of what belongs to the run, beside the spool if there is one."""
@@ -435,15 +468,22 @@ class SavingsTracker:
         return Path(tempfile.gettempdir()) / f"transfer_pruner_{uuid4().hex}"
 
     def _no_disk(self, error: OSError) -> None:
-        self._messages.add(
+        tell(
             f"the spool cannot be written ({error}): what MLflow does not take before this process "
             "ends is lost. The search goes on."
         )
 
-    def _incomplete(self) -> str:
+    def _missing(self, writer: Writer) -> str:
+        """Say what MLflow has not taken, and what sends it."""
+        if writer.ended and not writer.unstored:
+            return ""
         if self._file is None or not self._file.works:
             return "MLflow has not taken everything and there is no spool: the rest is lost."
+        command = f"transfer-pruner sync {self.spool}"
+        if not writer.ended:
+            return f"MLflow has not taken everything. Once it does, this sends the rest: {command}"
+        name, why = next(iter(writer.unstored.items()))
         return (
-            "MLflow has not taken everything. Once it answers, this sends the rest: "
-            f"python -m transfer_pruner_mlflow {self.spool}"
+            f"the run is whole but for {len(writer.unstored)} files that could not be stored, such "
+            f"as {name} ({why[:300]}). Once that is mended, this sends them: {command}"
         )

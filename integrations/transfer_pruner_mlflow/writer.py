@@ -1,7 +1,8 @@
 """The thread that sends a spool to MLflow.
 
-What it must satisfy: whatever the server does, nobody waits for it longer than they say; what was
-not sent is sent when the server answers again; and a long outage or a long search costs no memory.
+What it must satisfy: whatever the server does, nobody waits for it longer than they say, and nobody
+hears of it after that; what was not sent is sent when the server answers again; and a long outage
+or a long search costs no memory.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transfer_pruner_mlflow.ledger import Ledger, Point
-from transfer_pruner_mlflow.messages import Messages
-from transfer_pruner_mlflow.spool import Spool, password_of
+from transfer_pruner_mlflow.spool import Spool, guarded, password_of, tell
 
 if TYPE_CHECKING:
     from transfer_pruner_mlflow.run import SavingsRun
@@ -37,15 +37,16 @@ class Writer(threading.Thread):
         The spool's last "run" event.
     run_id : str or None
         The run that an earlier session wrote into, or somebody else's.
-    messages : Messages
 
     Attributes
     ----------
     run_id, experiment_id : str or None
         None until MLflow has answered.
     connected, closing : threading.Event
-    complete : bool
-        Whether MLflow has everything and the run is ended.
+    ended : bool
+        Whether MLflow has every figure and the run is ended.
+    unstored : dict of str to str
+        Artifacts that could not be stored, and why.
     """
 
     def __init__(
@@ -54,36 +55,37 @@ class Writer(threading.Thread):
         tracking_uri: str,
         settings: dict[str, Any],
         run_id: str | None,
-        messages: Messages,
     ) -> None:
         # A daemon, so that a server that hangs cannot keep the user's process from ending.
         super().__init__(name="savings-tracker", daemon=True)
         self.run_id = run_id
         self.experiment_id: str | None = None
         self.connected, self.closing = threading.Event(), threading.Event()
-        self.complete = False
+        self.ended = False
+        self.unstored: dict[str, str] = {}
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._settings = settings
-        self._messages = messages
         self._run: SavingsRun | None = None
         self._ledger = Ledger(spool.taken)
         self._unsent: list[Point] = []
         self._uncertain = spool.resumed
-        self._told_of_failure = False
+        self._told: set[str] = set()
+        self._given_up = False
+        self._telling = threading.Lock()
 
-    def close(self, seconds: float) -> bool:
-        """Wait for MLflow to have everything; say whether it has."""
+    def close(self, seconds: float) -> None:
+        """Wait for MLflow to have everything; what is still to be sent then is left to a replay."""
         self.closing.set()
         self.join(seconds)
-        return self.complete
+        with self._telling:
+            self._given_up = True
 
     def run(self) -> None:
         """Write, in the thread's own time."""
         failures, next_attempt, hangs = 0, 0.0, False
         while True:
             closing = self.closing.wait(_FLUSH_SECONDS if self._run or failures else 0)
-            self._messages.tell()
             self._spool.sync()
             began = time.monotonic()
             # A last attempt when closing, unless the server keeps one waiting.
@@ -99,20 +101,22 @@ class Writer(threading.Thread):
                     self._failed(error)
             if closing:
                 break
-        if self.complete:
-            self._messages.guard(lambda: self._spool.append("synced", {}))
+        if self.ended and not self.unstored:
+            guarded(lambda: self._spool.append("synced", {}))
         self._spool.close()
 
     def _attempt(self, closing: bool) -> None:
         if self._run is None:
             self._run = self._connect()
-        while self._unsent or self._take():
+        while not self._given_up and (self._unsent or self._take()):
             self._run.send(self._unsent)
             self._unsent = []
-        if closing:
-            self._run.summarise(self._ledger)
-            self._run.end(self._ledger.status)
-            self.complete = True
+            for name, why in self._run.refused.items():
+                self._tell(f"metric {name!r}", f"MLflow refuses it and it is left out: {why}")
+        if closing and not self._given_up:
+            self._run.finish(self._ledger)
+            self.ended = True
+            self.unstored = self._run.store(self._ledger, lambda: self._given_up)
 
     def _take(self) -> list[Point]:
         for event in self._spool.take():
@@ -124,7 +128,7 @@ class Writer(threading.Thread):
         return self._unsent
 
     def _connect(self) -> SavingsRun:
-        from transfer_pruner_mlflow.client import limited_client
+        from transfer_pruner_mlflow._private import limited_client
         from transfer_pruner_mlflow.run import SavingsRun
 
         run = SavingsRun(
@@ -142,14 +146,23 @@ class Writer(threading.Thread):
         return run
 
     def _failed(self, error: Exception) -> None:
+        from transfer_pruner_mlflow.run import refusal
+
         logger.info("MLflow could not be written to", exc_info=error)
-        if not self._told_of_failure:
-            self._told_of_failure = True
-            password = password_of(self._tracking_uri)
-            what = f"{type(error).__name__}: {error}"
-            what = what.replace(f":{password}@", ":***@") if password else what
-            self._messages.add(
-                f"MLflow could not be written to ({what[:300]}). The search goes on; its decisions "
-                f"are kept in {self._spool.path} and sent when MLflow answers."
-            )
-            self._messages.tell()
+        refused = refusal(error)
+        password = password_of(self._tracking_uri)
+        what = f"{type(error).__name__}: {error}" if refused is None else str(refused)
+        what = (what.replace(f":{password}@", ":***@") if password else what)[:400]
+        when = "when MLflow answers" if refused is None else "once that is mended"
+        self._tell(
+            "MLflow could not be written to" if refused is None else "MLflow refuses this search",
+            f"{what}. The search goes on; its decisions are kept in {self._spool.path} and sent "
+            f"{when}.",
+        )
+
+    def _tell(self, of_what: str, message: str) -> None:
+        """Tell once, and nobody who has stopped waiting: they were told of what is not sent."""
+        with self._telling:
+            if of_what not in self._told and not self._given_up:
+                self._told.add(of_what)
+                tell(f"{of_what}: {message}")

@@ -33,9 +33,10 @@ def sync(spool: Path | None, tracking_uri: str | None) -> Answer:
     try:
         sent = send(*([spool] if spool else []), tracking_uri=tracking_uri)
     except MlflowException as error:
-        fail(f"MLflow did not take it; sync again once it answers: {one_line(error)}")
+        fail(one_line(error))
     named = {f.name: getattr(sent, f.name) for f in fields(sent)} if is_dataclass(sent) else sent
-    return Answer(named, [f"{name.replace('_', ' ')}: {_listed(x)}" for name, x in named.items()])
+    lines = [f"{name.replace('_', ' ')}: {_listed(x)}" for name, x in named.items()]
+    return Answer(named, lines, exit_code=int(bool(sent.not_sent)))
 
 
 def _listed(value: Any) -> str:

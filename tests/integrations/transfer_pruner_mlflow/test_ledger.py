@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transfer_pruner import TrialRecord, estimate_audit, estimate_savings
 from transfer_pruner.tables import pairs_table
 from transfer_pruner_mlflow.ledger import Ledger, Point
-from transfer_pruner_mlflow.spool import Event, Spool, encode_record, read_events
+from transfer_pruner_mlflow.spool import Event, Spool, encode_record
 
 SECONDS = st.floats(0, 1e4)
 TRIALS = st.lists(
@@ -57,7 +57,7 @@ def test_a_replay_makes_the_points_that_the_search_made(
     live = Ledger()
     sent = [p for event in events(records) for p in live.add(spool.append(event.kind, event.data))]
     spool.close()
-    assert points(read_events(spool.path)) == sent
+    assert points(spool.events()) == sent
 
 
 @settings(deadline=None, max_examples=50)
@@ -71,18 +71,46 @@ def test_each_trial_has_one_point_and_the_last_ones_are_the_estimates(
     # No two have a step and a time in common, which is what tells a replay that it was sent.
     assert len({(p.key, p.step, p.timestamp) for p in made}) == len(made)
     steps = [p.step for p in made if p.key == "savings/trials_trained"]
-    numbers = {record.number for record in records}
-    assert sorted(set(steps)) == list(range(1, len(numbers) + 1))
+    # A trial of two pairs is two decisions: one was eliminated, and the trial took the other.
+    latest_of = {(record.number, record.source): record for record in records}
+    assert sorted(set(steps)) == list(range(1, len(latest_of) + 1))
     # At most one more: a correction of the last.
-    assert len(steps) <= len(numbers) + 1
+    assert len(steps) <= len(latest_of) + 1
     latest = {p.key: p.value for p in sorted(made, key=lambda p: (p.step, p.timestamp))}
-    by_number = {record.number: record for record in records}
-    last = [by_number[number] for number in sorted(by_number)]
+    last = sorted(latest_of.values(), key=lambda record: record.number)
     expected = estimate_savings(last, single_task_seconds=7.0).metrics()
     if any(record.audit for record in last):
         expected |= estimate_audit(last).metrics()
     for key, value in expected.items():
         assert latest[key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
+
+
+def test_a_proposal_that_was_eliminated_counts_beside_the_trial_that_took_another_pair() -> None:
+    records = [
+        TrialRecord(0, None, "t", "trained", 2.0, 0.5),
+        TrialRecord(1, "bad", "t", "eliminated", 0.0, score=0.1, reason="rank 9 of 9"),
+        TrialRecord(1, "s1", "t", "trained", 2.0, 0.7),
+        TrialRecord(2, "worse", "t", "eliminated", 0.0),
+        TrialRecord(2, "s1", "t", "failed", 1.0),
+        # A correction is of the same trial and pair.
+        TrialRecord(2, "s1", "t", "trained", 2.0, 0.6),
+    ]
+    ledger = Ledger()
+    made = points(events(records), ledger)
+    assert [p.step for p in made if p.key == "savings/trials_eliminated"] == [1, 2, 3, 4, 5, 5]
+    savings = ledger.savings()
+    assert savings == estimate_savings([*records[:4], records[5]])
+    assert (savings.trials_trained, savings.trials_eliminated, savings.pairs_eliminated) == (
+        3,
+        2,
+        2,
+    )
+    assert savings.estimated_seconds_saved == pytest.approx(4.0)
+    assert "2 of 5 trials and 2 of 3 pairs eliminated before training" in ledger.note()
+    assert [record.number for record in ledger.records()] == [0, 1, 1, 2, 2]
+    pairs = ledger.pairs_table().set_index("source")
+    assert pairs["trials"].to_dict() == {"": 1, "bad": 1, "s1": 2, "worse": 1}
+    assert len(ledger.decisions_table()) == 5
 
 
 def test_estimates_are_made_at_times_of_their_own() -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -19,7 +20,7 @@ from transfer_pruner import TrialRecord
 from transfer_pruner_mlflow import SavingsTracker, sync
 from transfer_pruner_mlflow.ledger import Ledger
 from transfer_pruner_mlflow.run import SavingsRun
-from transfer_pruner_mlflow.spool import Spool, read_events
+from transfer_pruner_mlflow.spool import Event, Spool
 
 Search = Callable[..., optuna.Study]
 Decisions = Callable[[MlflowClient, str], pd.DataFrame]
@@ -69,6 +70,12 @@ def runs_of(uri: str) -> list[mlflow.entities.Run]:
     return list(client.search_runs(experiments))
 
 
+def events_of(path: Path) -> list[Event]:
+    spool = Spool(path, print)
+    spool.close()
+    return list(spool.events())
+
+
 @pytest.mark.parametrize(
     "wait",
     [
@@ -106,7 +113,7 @@ def test_a_kill_between_sending_and_marking_duplicates_nothing(
     with SavingsTracker("trec-is", tracking_uri="http://127.0.0.1:9") as tracker:
         for record in records:
             tracker.record(record)
-    events = read_events(tracker.spool)
+    events = events_of(tracker.spool)
     ledger = Ledger()
     points = [point for event in events for point in ledger.add(event)]
     client = MlflowClient(uri)
@@ -127,7 +134,7 @@ def test_the_store_itself_keeps_a_point_once(uri: str, records: list[TrialRecord
         for record in records:
             tracker.record(record)
     client = MlflowClient(uri)
-    events = read_events(tracker.spool)
+    events = events_of(tracker.spool)
     ledger = Ledger()
     points = [point for event in events for point in ledger.add(event)]
     before = client.get_metric_history(str(tracker.run_id), "savings/seconds_spent")
@@ -142,21 +149,24 @@ def test_the_command_that_the_warning_names_replays(
 ) -> None:
     with SavingsTracker("trec-is", tracking_uri="http://127.0.0.1:9") as tracker:
         study = search(tracker, 20)
-    assert told()[-1].endswith(f"python -m transfer_pruner_mlflow {tracker.spool}")
+    assert told()[-1].endswith(f"transfer-pruner sync {tracker.spool}")
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "transfer_pruner_mlflow", *arguments]
+        main = "from transfer_pruner.cli import main; main()"
+        line = [sys.executable, "-c", main, "sync", *arguments]
         return subprocess.run(line, capture_output=True, text=True)
 
     done = command(str(tracker.spool), "--tracking-uri", uri)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 runs with 20 decisions:")
+    assert done.stdout.startswith("runs: 1\ndecisions: 20\n")
     (run,) = runs_of(uri)
     assert run.info.status == "FINISHED"
     agrees_with(decisions(MlflowClient(uri), run.info.run_id), study)
     missing = command("nowhere.jsonl")
     assert missing.returncode == 2
-    assert "spool is 'nowhere.jsonl', which is neither a file nor a folder" in missing.stderr
+    assert "'nowhere.jsonl' does not exist" in missing.stderr
+    with pytest.raises(ValueError, match=r"spool is 'nowhere\.jsonl', which is neither a file nor"):
+        sync("nowhere.jsonl")
 
 
 def test_somebody_elses_run_keeps_its_status_in_a_replay(
@@ -194,3 +204,84 @@ def test_a_spool_in_use_or_without_an_address_is_refused(
     Spool(empty, print).close()
     with pytest.raises(ValueError, match="holds no event"):
         sync(empty)
+
+
+def test_one_spool_that_cannot_be_sent_stops_no_other(
+    uri: str,
+    records: list[TrialRecord],
+    decisions: Decisions,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def search(address: str, **arguments: Any) -> SavingsTracker:
+        with SavingsTracker(tracking_uri=address, report=False, **arguments) as tracker:
+            tracker.record(records[0])
+        return tracker
+
+    down = [search("http://127.0.0.1:9") for _ in range(2)]
+    gone = search("http://127.0.0.1:9", run_id="0" * 32).spool
+    gone.write_text(gone.read_text().replace("http://127.0.0.1:9", uri))
+    good = search("http://127.0.0.1:9")
+    good.spool.write_text(good.spool.read_text().replace("http://127.0.0.1:9", uri))
+    folder = good.spool.parent
+    # What a full disk leaves, and what a power cut may.
+    (folder / "0.jsonl").touch()
+    (folder / "1.jsonl").write_bytes(b'{"id": "x/0", "kin')
+    (folder / "2.jsonl").write_bytes(bytes(4096))
+    with SavingsTracker("trec-is", tracking_uri=uri) as running:
+        before = len(told())
+        done = sync()
+    assert (done.runs, done.decisions) == (1, 1)
+    assert len(decisions(MlflowClient(uri), done.run_ids[0])) == 1
+    assert len(done.not_sent) == len(told()) - before == 3
+    by_file = {Path(what.partition(": ")[0]).absolute(): what for what in done.not_sent}
+    assert by_file.keys() == {gone, *(tracker.spool for tracker in down)}
+    assert "was not found" in by_file[gone]
+    # Nobody waits twice for a server that does not answer.
+    assert ["not tried" in by_file[tracker.spool] for tracker in sorted(down, key=spool_of)] == [
+        False,
+        True,
+    ]
+    assert running.run_id not in done.run_ids
+    assert sync(folder, tracking_uri=uri).runs == 2
+
+
+def spool_of(tracker: SavingsTracker) -> Path:
+    return tracker.spool
+
+
+def test_a_run_that_is_gone_may_be_replayed_into_another(
+    uri: str, records: list[TrialRecord], decisions: Decisions, told: Told
+) -> None:
+    with SavingsTracker(run_id="0" * 32, tracking_uri=uri) as tracker:
+        tracker.record(records[0])
+    refused, left = told()
+    assert "MLflow refuses this search: the run 0000" in refused
+    assert "run_id=" in refused
+    assert f"transfer-pruner sync {tracker.spool}" in left
+    client = MlflowClient(uri)
+    other = client.create_run(client.create_experiment("mine")).info.run_id
+    assert sync(tracker.spool, run_id=other).run_ids == (other,)
+    assert len(decisions(client, other)) == 1
+    assert client.get_run(other).info.status == "RUNNING"
+    with pytest.raises(ValueError, match=r"run_id is '.*', so spool must be one file"):
+        sync(tracker.spool.parent, run_id=other)
+
+
+def test_a_spool_whose_first_line_is_lost_becomes_a_run_of_its_own(
+    uri: str, records: list[TrialRecord], decisions: Decisions, told: Told
+) -> None:
+    with SavingsTracker("trec-is", tracking_uri="http://127.0.0.1:9") as tracker:
+        for record in records:
+            tracker.record(record)
+    lines = tracker.spool.read_bytes().splitlines(keepends=True)
+    # Cut in the middle of its first line, and of one more.
+    tracker.spool.write_bytes(
+        b"".join([lines[0][50:], lines[1], lines[2][:40] + b"\n", *lines[3:]])
+    )
+    with pytest.raises(ValueError, match="pass tracking_uri="):
+        sync(tracker.spool)
+    (run_id,) = sync(tracker.spool, tracking_uri=uri).run_ids
+    assert len(decisions(MlflowClient(uri), run_id)) == len(records) - 1

@@ -74,7 +74,7 @@ def test_a_server_that_is_killed_in_the_middle_has_every_decision_once(
     messages = told()
     assert "could not be written to" in messages[0]
     if back == "when the search is long over":
-        assert "python -m transfer_pruner_mlflow" in messages[1]
+        assert "transfer-pruner sync" in messages[1]
         server.start()
         first, second = sync(tracker.spool), sync(tracker.spool)
         assert first.points_already_there > 0

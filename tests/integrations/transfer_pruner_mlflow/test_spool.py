@@ -21,7 +21,6 @@ from transfer_pruner_mlflow.spool import (
     decode_record,
     encode_record,
     password_of,
-    read_events,
 )
 
 NAMES = st.text(min_size=1, max_size=8)
@@ -55,8 +54,8 @@ def test_records_come_back_as_they_went(
 ) -> None:
     spool = Spool(tmp_path_factory.mktemp("spool") / "x.jsonl", fail)
     appended = [spool.append("trial", encode_record(record)) for record in records]
-    events = read_events(spool.path)
     spool.close()
+    events = list(spool.events())
     assert events == appended
     assert [decode_record(event.data) for event in events] == records
     assert [event.id for event in events] == [f"{spool.id}/{i}" for i in range(len(records))]
@@ -85,9 +84,9 @@ def test_a_line_that_was_cut_off_costs_itself_only(tmp_path: Path, cut: int) -> 
     later.append("metrics", {"f1": 3})
     later.close()
     assert later.id == spool.id
-    values = [event.data["f1"] for event in read_events(path)]
+    values = [event.data["f1"] for event in later.events()]
     assert values == ([0, 1, 2, 3] if cut == 1 else [0, 1, 3])
-    assert len({event.id for event in read_events(path)}) == len(values)
+    assert len({event.id for event in later.events()}) == len(values)
 
 
 def test_events_are_taken_once_and_can_be_read_again(tmp_path: Path) -> None:

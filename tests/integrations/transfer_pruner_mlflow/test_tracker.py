@@ -26,6 +26,7 @@ from mlflow.entities import Run
 
 from transfer_pruner import EliminationRule, TransferPrunerWarning, TrialRecord
 from transfer_pruner_mlflow import SavingsTracker, sync
+from transfer_pruner_mlflow.spool import Spool
 
 Search = Callable[..., optuna.Study]
 Decisions = Callable[[MlflowClient, str], pd.DataFrame]
@@ -415,7 +416,7 @@ def refused() -> str:
 def replayed(tracker: SavingsTracker, uri: str, told: list[str]) -> tuple[MlflowClient, str]:
     """Do what the warning says, with another store since the one it was meant for is no store."""
     assert sum("could not be written to" in message for message in told) == 1
-    assert f"python -m transfer_pruner_mlflow {tracker.spool}" in told[-1]
+    assert f"transfer-pruner sync {tracker.spool}" in told[-1]
     assert len(told) == 2
     (run_id,) = sync(tracker.spool, tracking_uri=uri).run_ids
     return MlflowClient(uri), run_id
@@ -451,10 +452,19 @@ def test_a_server_that_never_answers_is_not_waited_for(
 def test_closing_waits_no_longer_than_it_is_told_to(
     hole: Hole, records: list[TrialRecord], told: Told
 ) -> None:
-    with SavingsTracker("trec-is", tracking_uri=hole.uri, close_seconds=0) as tracker:
+    with SavingsTracker(tracking_uri=hole.uri, close_seconds=0, report=False) as tracker:
         tracker.record(records[0])
-    assert tracker._writer.is_alive()
-    assert "python -m transfer_pruner_mlflow" in told()[-1]
+    writer = tracker._writer
+    assert writer is not None
+    assert writer.is_alive()
+    (message,) = told()
+    assert "transfer-pruner sync" in message
+    # It gives up what it is at, and says no more: whatever runs by then is another search.
+    hole.close()
+    writer.join(60)
+    assert not writer.is_alive()
+    assert told() == [message]
+    Spool(tracker.spool, print).close()
 
 
 def test_a_server_that_fails_is_asked_less_and_less(

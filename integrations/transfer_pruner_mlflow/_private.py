@@ -1,4 +1,4 @@
-"""MLflow's client with limits of its own.
+"""What of MLflow is not public: a client with limits of its own, and MLflow's check of names.
 
 What it must satisfy: a server that hangs or refuses costs seconds, not MLflow's four minutes, and
 the limits that MLflow takes from the process's environment stay as the user has them.
@@ -12,11 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
+from mlflow.utils.validation import _validate_metric
 
 # To connect, and between two bytes of an answer. A busy server takes a second for a full batch.
 _TIMEOUT = (3.0, 10.0)
@@ -31,6 +33,15 @@ def limited_client(tracking_uri: str) -> MlflowClient:
     if urlsplit(tracking_uri).scheme in ("http", "https"):
         client._tracking_client = _LimitedTracking(tracking_uri)
     return client
+
+
+def refused_name(name: str) -> str | None:
+    """Say why MLflow refuses the name of a metric or a parameter; None if it takes it."""
+    try:
+        _validate_metric(name, 0.0, 0, 0)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
+        return str(error)
+    return None
 
 
 class _LimitedTracking(TrackingServiceClient):
