@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfer_pruner.files import without_password
 from transfer_pruner_mlflow.attach import DEFAULT_EXPERIMENT
 from transfer_pruner_mlflow.ledger import Ledger, Point
 from transfer_pruner_mlflow.spool import DEFAULT_DIRECTORY, Spool, SpoolInUseError, tell
@@ -116,7 +117,7 @@ def sync(
         except SpoolInUseError:
             continue  # by a search that sends it itself
         except Exception as error:
-            not_sent.append(f"{file}: {error}")
+            not_sent.append(f"{file}: {without_password(str(error))}")
             tell(not_sent[-1])
         else:
             found += [one] if one is not None else []

@@ -475,12 +475,12 @@ class SavingsTracker:
 
     def _missing(self, writer: Writer) -> str:
         """Say what MLflow has not taken, and what sends it."""
-        if writer.ended and not writer.unstored:
+        if writer.unstored == {}:
             return ""
         if self._file is None or not self._file.works:
             return "MLflow has not taken everything and there is no spool: the rest is lost."
         command = f"transfer-pruner sync {self.spool}"
-        if not writer.ended:
+        if not writer.unstored:
             return f"MLflow has not taken everything. Once it does, this sends the rest: {command}"
         name, why = next(iter(writer.unstored.items()))
         return (

@@ -12,8 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from transfer_pruner.files import without_password
 from transfer_pruner_mlflow.ledger import Ledger, Point
-from transfer_pruner_mlflow.spool import Spool, guarded, password_of, tell
+from transfer_pruner_mlflow.spool import Spool, guarded, tell
 
 if TYPE_CHECKING:
     from transfer_pruner_mlflow.run import SavingsRun
@@ -43,10 +44,8 @@ class Writer(threading.Thread):
     run_id, experiment_id : str or None
         None until MLflow has answered.
     connected, closing : threading.Event
-    ended : bool
-        Whether MLflow has every figure and the run is ended.
-    unstored : dict of str to str
-        Artifacts that could not be stored, and why.
+    unstored : dict of str to str or None
+        Artifacts that could not be stored, and why; None before all were tried.
     """
 
     def __init__(
@@ -61,8 +60,7 @@ class Writer(threading.Thread):
         self.run_id = run_id
         self.experiment_id: str | None = None
         self.connected, self.closing = threading.Event(), threading.Event()
-        self.ended = False
-        self.unstored: dict[str, str] = {}
+        self.unstored: dict[str, str] | None = None
         self._spool = spool
         self._tracking_uri = tracking_uri
         self._settings = settings
@@ -101,7 +99,7 @@ class Writer(threading.Thread):
                     self._failed(error)
             if closing:
                 break
-        if self.ended and not self.unstored:
+        if self.unstored == {}:
             guarded(lambda: self._spool.append("synced", {}))
         self._spool.close()
 
@@ -115,7 +113,6 @@ class Writer(threading.Thread):
                 self._tell(f"metric {name!r}", f"MLflow refuses it and it is left out: {why}")
         if closing and not self._given_up:
             self._run.finish(self._ledger)
-            self.ended = True
             self.unstored = self._run.store(self._ledger, lambda: self._given_up)
 
     def _take(self) -> list[Point]:
@@ -150,9 +147,8 @@ class Writer(threading.Thread):
 
         logger.info("MLflow could not be written to", exc_info=error)
         refused = refusal(error)
-        password = password_of(self._tracking_uri)
         what = f"{type(error).__name__}: {error}" if refused is None else str(refused)
-        what = (what.replace(f":{password}@", ":***@") if password else what)[:400]
+        what = without_password(what)[:400]
         when = "when MLflow answers" if refused is None else "once that is mended"
         self._tell(
             "MLflow could not be written to" if refused is None else "MLflow refuses this search",
