@@ -10,32 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transfer_pruner.text.folders import (
-    ADAPTER,
-    MODEL_FILES,
-    brings_code,
-    files_of,
-    has_vocabulary,
-    model_folder,
-    names_kernel,
-)
+from transfer_pruner.text.adapters import base_called, base_of_adapter, load_adapted
+from transfer_pruner.text.folders import ADAPTER, files_of, has_vocabulary
+from transfer_pruner.text.loading import check_whole, load_classifier, load_tokenizer, located
 
 try:
     import torch
-    from huggingface_hub import snapshot_download
-    from transformers import (
-        AutoConfig,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-        PreTrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 except ImportError as error:
     raise ImportError(
         "embedding text tasks needs transformers: pip install 'transfer-pruner[text]'."
@@ -43,10 +27,6 @@ except ImportError as error:
 
 InMemory = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Checkpoint = str | os.PathLike[str] | InMemory
-
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What PEFT's file calls the module that it wraps.
-_WRAPPER = "base_model.model."
 
 
 def load_model(
@@ -91,16 +71,16 @@ def load_model(
     """
     if isinstance(checkpoint, tuple):
         return checkpoint
-    folder = _folder(checkpoint, what, fetch=fetch)
+    folder = located(checkpoint, what, fetch=fetch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not (folder / ADAPTER).is_file():
         _files(folder, what)
-        model, missing = _classifier(folder, dtype, what)
-        _check_whole(missing, folder, what)
+        model, missing = load_classifier(folder, dtype, what)
+        check_whole(missing, folder, what)
     else:
-        model, base = _adapted(folder, dtype, what, fetch)
+        model, base = load_adapted(folder, dtype, what, fetch)
         folder = folder if has_vocabulary(folder) else base
-    tokenizer = _tokenizer(folder, what)
+    tokenizer = load_tokenizer(folder, what)
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
 
@@ -116,12 +96,12 @@ def digests(checkpoint: Checkpoint, what: str) -> Iterator[str]:
     if isinstance(checkpoint, tuple):
         yield from _digests_in_memory(*checkpoint)
         return
-    folder = _folder(checkpoint, what)
+    folder = located(checkpoint, what)
     for file in _files(folder, what):
         with file.open("rb") as content:
             yield f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}"
     if (folder / ADAPTER).is_file():
-        yield from digests(_base(folder, what), _base_of(what))
+        yield from digests(base_of_adapter(folder, what), base_called(what))
 
 
 def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
@@ -143,27 +123,6 @@ def _digests_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     yield f"{type(tokenizer).__name__}\0{tokenizer.pad_token_id}\0{tokenizer.eos_token_id}"
 
 
-def _folder(
-    where: str | os.PathLike[str], what: str, revision: str | None = None, fetch: bool = True
-) -> Path:
-    if Path(where).is_dir():
-        return model_folder(Path(where))
-    try:
-        return Path(
-            snapshot_download(
-                os.fspath(where),
-                revision=revision,
-                allow_patterns=list(MODEL_FILES),
-                local_files_only=not fetch,
-            )
-        )
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{what} is {os.fspath(where)!r}, which is no folder here and could not be had from "
-            f"the Hugging Face hub: {error}"
-        ) from error
-
-
 def _files(folder: Path, what: str) -> list[Path]:
     files = files_of(folder)
     if not any(file.suffix == ".safetensors" for file in files):
@@ -172,165 +131,3 @@ def _files(folder: Path, what: str) -> list[Path]:
             "save_pretrained()."
         )
     return files
-
-
-@contextmanager
-def _running_no_code(folder: Path, what: str) -> Iterator[None]:
-    """Say of a folder with code of its own why it cannot be loaded."""
-    needed = (
-        f"{what} is {str(folder)!r}, which needs code of its own (%s), and nothing that is read "
-        "here can run code. If you trust it, load it yourself and give embed_many the pair "
-        "(model, tokenizer)."
-    )
-    if names_kernel(folder):
-        raise ValueError(needed % "a kernel as its attention")
-    try:
-        yield
-    except (ValueError, OSError, KeyError) as error:
-        if not brings_code(folder):
-            raise
-        raise ValueError(needed % "auto_map, trust_remote_code") from error
-
-
-def _tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; of a folder without one transformers would make up an empty one."""
-    missing = ValueError(
-        f"{what} is {str(folder)!r}, which holds no tokenizer: save the one that the model was "
-        "fine-tuned with to the same folder with save_pretrained(), or give it to the Trainer as "
-        "processing_class."
-    )
-    whole = has_vocabulary(folder)
-    try:
-        with _running_no_code(folder, what):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:
-        if whole or brings_code(folder):
-            raise
-        raise missing from error
-    # Tokenizers of bytes or characters have no vocabulary to read.
-    if not whole and tokenizer.vocab_files_names:
-        raise missing
-    return tokenizer
-
-
-def _classifier(
-    folder: Path, dtype: str, what: str, kind: str | None = None, **options: Any
-) -> tuple[PreTrainedModel, set[str]]:
-    """Load what the folder's configuration names, and tell which weights it does not hold."""
-    # Safetensors alone: what is unpickled could run code.
-    with _running_no_code(folder, what):
-        model, report = _auto(kind or _architecture(folder)).from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-
-
-def _config(folder: Path) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    return config
-
-
-def _architecture(folder: Path) -> str:
-    architectures = _config(folder).architectures or [""]
-    return str(architectures[0])
-
-
-def _auto(kind: str) -> Any:
-    tokens = kind == "TOKEN_CLS" or kind.endswith("ForTokenClassification")
-    return AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
-
-
-def _check_whole(missing: set[str], folder: Path, what: str, advice: str = "") -> None:
-    if missing:
-        names = ", ".join(sorted(missing)[:4]) + ", ..." * (len(missing) > 4)
-        advice = advice or "fine-tune it on its task first and save it with save_pretrained()"
-        raise ValueError(
-            f"{what} is {str(folder)!r}, which lacks {names}: as a classifier it is not trained "
-            f"yet, so {advice}."
-        )
-
-
-def _adapted(folder: Path, dtype: str, what: str, fetch: bool) -> tuple[Any, Path]:
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise ImportError(
-            f"{what} is {str(folder)!r}, an adapter, which needs peft: pip install peft."
-        ) from error
-    from safetensors import safe_open
-
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise FileNotFoundError(
-            f"{what} is {str(folder)!r}, an adapter which holds no {_ADAPTER_WEIGHTS}: save it "
-            "with save_pretrained()."
-        )
-    adapter = PeftConfig.from_pretrained(str(folder))
-    if getattr(adapter, "megatron_config", None):
-        # PEFT imports whatever module such an adapter names.
-        raise ValueError(f"{what} is {str(folder)!r}, an adapter for Megatron: merge it first.")
-    with safe_open(folder / _ADAPTER_WEIGHTS, framework="numpy") as content:
-        shapes = {
-            key.removeprefix(_WRAPPER): content.get_slice(key).get_shape()
-            for key in content.keys()  # noqa: SIM118  (it is no mapping)
-        }
-    base = _base(folder, what, fetch)
-    kind = str(getattr(adapter.task_type, "value", adapter.task_type) or "") or None
-    with _running_no_code(base, what):
-        labels = _labels(base, kind, shapes)
-    options = {"num_labels": labels, "ignore_mismatched_sizes": True} if labels else {}
-    model, missing = _classifier(base, dtype, what, kind, **options)
-    advice = "train the adapter with task_type='SEQ_CLS', or these modules in modules_to_save"
-    _check_whole(missing - shapes.keys(), folder, what, advice)
-    adapted = PeftModel.from_pretrained(model, str(folder))
-    return adapted.to(getattr(torch, dtype)), base
-
-
-def _labels(base: Path, kind: str | None, shapes: dict[str, list[int]]) -> int | None:
-    """Tell how many labels an adapter's head has, which its base's configuration does not know.
-
-    The head is, whatever it is called, the weights whose size goes with the number of labels.
-    """
-    auto = _auto(kind or _architecture(base))
-    sizes = []
-    for labels in (2, 3):
-        config = _config(base)
-        config.num_labels = labels
-        with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=False)
-        sizes.append({key: tuple(x.shape) for key, x in model.state_dict().items()})
-    for key, (two, three) in ((key, (sizes[0][key], sizes[1][key])) for key in sizes[0]):
-        axes = [axis for axis, pair in enumerate(zip(two, three, strict=True)) if pair == (2, 3)]
-        if axes and key in shapes:
-            return shapes[key][axes[0]]
-    return None
-
-
-def _base(folder: Path, what: str, fetch: bool = True) -> Path:
-    try:
-        adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        where, revision = adapter["base_model_name_or_path"], adapter.get("revision")
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{what} is {str(folder)!r}, whose {ADAPTER} is broken ({error!r}): save the adapter "
-            "with save_pretrained()."
-        ) from error
-    if not where:
-        raise ValueError(
-            f"{what} is {str(folder)!r}, an adapter that does not know its base model: write the "
-            f"base model's folder or hub id as base_model_name_or_path into its {ADAPTER}."
-        )
-    return _folder(where, _base_of(what), revision, fetch)
-
-
-def _base_of(what: str) -> str:
-    return f"the base model of {what}"

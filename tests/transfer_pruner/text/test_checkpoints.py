@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from transfer_pruner import embed_many, load_embeddings
-from transfer_pruner.text.checkpoints import _tokenizer, digests, load_model
+from transfer_pruner.text.checkpoints import digests, load_model
 from transfer_pruner.text.folders import model_folder
+from transfer_pruner.text.loading import load_tokenizer
 
 TEXTS = ["flood in the city", "we need water and food", "help"]
 SaveModel = Callable[..., Path]
@@ -200,17 +201,17 @@ def test_a_folder_without_a_tokenizer_is_refused_as_one_without_weights_is(
     # What Trainer.save_model() writes if it was given none; transformers would make one up.
     CONFIG_MAPPING[family]().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"m is '.*', which holds no tokenizer: save the one that"):
-        _tokenizer(tmp_path, "m")
+        load_tokenizer(tmp_path, "m")
     # Nor do its settings make a vocabulary.
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        _tokenizer(tmp_path, "m")
+        load_tokenizer(tmp_path, "m")
 
 
 @pytest.mark.parametrize("family", ["canine", "perceiver"])
 def test_a_tokenizer_of_characters_or_bytes_needs_no_file(family: str, tmp_path: Path) -> None:
     CONFIG_MAPPING[family]().save_pretrained(tmp_path)
-    assert len(_tokenizer(tmp_path, "m")("help")["input_ids"]) == 6
+    assert len(load_tokenizer(tmp_path, "m")("help")["input_ids"]) == 6
 
 
 def test_no_way_to_a_model_makes_up_a_tokenizer(
