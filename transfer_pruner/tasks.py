@@ -132,6 +132,25 @@ class PairParams:
         sources = [one for value in values.values() for one in _parts(value)]
         return plain_source(sources, target), str(task_name(target))
 
+    def is_source_param(self, name: str) -> bool:
+        """Whether a parameter of this name holds sources, whatever the target."""
+        wanted = (pattern.replace("{target}", "*") for pattern in self.source_params)
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in wanted)
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Refuse a fixed target where the parameters have one too.
+
+        Raises
+        ------
+        ValueError
+            If both say which task the target is.
+        """
+        if self.target is not None and self.target_param in params:
+            raise ValueError(
+                f"target is {self.target!r} but the parameters have {self.target_param!r} too: "
+                "leave target out, or name another target_param."
+            )
+
     def hyperparameters(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Take everything but the pair."""
         pair = set(self.names_in(params)) or set(self.params)

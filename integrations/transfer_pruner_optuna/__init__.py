@@ -1,5 +1,6 @@
 """transfer_pruner in Optuna: eliminate pairs of existing studies before they train."""
 
+from transfer_pruner_optuna.callback import TrackingCallback
 from transfer_pruner_optuna.gate import gate
 from transfer_pruner_optuna.pruner import TransferPruner
 from transfer_pruner_optuna.records import records_from_study, transfers_from_study
@@ -7,6 +8,7 @@ from transfer_pruner_optuna.sampler import TransferSampler
 from transfer_pruner_optuna.visualization import plot_gains, plot_pairs, plot_savings
 
 __all__ = [
+    "TrackingCallback",
     "TransferPruner",
     "TransferSampler",
     "gate",

@@ -18,7 +18,7 @@ from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna.learning import RuleOfNow
+from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.records import check_objective, records_from_trials
 
 Horizontal = Literal["trial", "seconds"]
@@ -48,7 +48,7 @@ def scored_records(
     ]
     if rule is None:
         return records
-    now = RuleOfNow(rule, pair_of, objective_index)(study)
+    now = Evidence(rule, pair_of, objective_index).rule(study)
     return [
         replace(r, score=now.decide(r.source, r.target).score)
         if r.source is not None and math.isnan(r.score)

@@ -1,62 +1,68 @@
 """The gate: decide before the user's objective trains, around it.
 
-What it must satisfy: an eliminated trial ends PRUNED with every parameter of the search space
-suggested, since samplers infer their space from such trials too (a trial that stops after two
-suggestions narrows TPE's space to those two for good); the study's sampler and pruner stay as they
-are; and an eliminated pair never trains.
+What it must satisfy: an eliminated pair never trains; its trial ends PRUNED with the parameters
+that it would have had, as far as they are known; no trial is added, and the study's sampler and
+pruner stay as they are.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from itertools import product
 from numbers import Real
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.search_space import IntersectionSearchSpace, intersection_search_space
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import GridSampler
+from optuna.study import StudyDirection
+from optuna.trial import Trial
 
 from transfer_pruner.records import Outcome, Recorder, TrialRecord
-from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.rule.verdict import check_fraction, is_audited
-from transfer_pruner.tasks import PairParams, plain_source
-from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes, record_study
+from transfer_pruner.rule.verdict import Decider, Verdict
+from transfer_pruner.tasks import PairParams, SourceParam, task_name
+from transfer_pruner_optuna._private import (
+    first_number,
+    fix_param,
+    fixed_params,
+    tolerate_eliminated_trials,
+    write_attributes,
+)
+from transfer_pruner_optuna.branches import Branches
+from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.records import check_objective, marks_of, ran
+from transfer_pruner_optuna.trial import PairEliminated, WatchedTrial, suggest
 
 Value = float | Sequence[float]
 Objective = Callable[[Trial], Value]
+# Where no trial of so many had the pair, its parameters are most likely called something else.
+_TRIALS_WITHOUT_PAIR = 10
 
 
 def gate(
     objective: Objective,
     rule: EliminationRule | LearningRule,
     *,
-    search_space: Mapping[str, BaseDistribution] | None = None,
-    source_param: str | Sequence[str] = "source",
+    search_space: Mapping[str, BaseDistribution | Sequence[Any]] | None = None,
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
     audit_fraction: float = 0.0,
     tracker: Recorder | None = None,
 ) -> Objective:
     """Wrap an objective so that eliminated pairs are pruned before it trains.
 
-    Every trial is marked with the user attributes ``transfer_pruner.eliminated`` (0 or 1) and
-    ``transfer_pruner.score``, an eliminated one with ``transfer_pruner.reason`` too, an audit trial
-    with ``transfer_pruner.audit``. A trial that did not come from a study, such as a `FixedTrial`
-    or ``study.best_trial``, goes to the objective as it is.
+    Every trial is marked with the user attributes ``transfer_pruner.eliminated`` (0 or 1),
+    ``transfer_pruner.score``, ``transfer_pruner.probability`` and ``transfer_pruner.rule`` (the
+    rule's fingerprint), an eliminated one with ``transfer_pruner.reason`` too, an audit trial with
+    ``transfer_pruner.audit``. A trial that did not come from a study, such as a `FixedTrial` or
+    ``study.best_trial``, goes to the objective as it is.
 
     Parameters
     ----------
@@ -66,25 +72,28 @@ def gate(
     rule : EliminationRule or LearningRule
         A LearningRule learns from the study's own finished trials, so that processes which share
         the study's storage agree and a restart loses nothing.
-    search_space : mapping of str to distribution, optional
-        The parameters that the objective suggests in every trial. Given, the objective is not even
-        entered for an eliminated pair. Left out, it is taken from the study's finished trials. In a
-        study that has none, and where source and target are suggested in one branch of the
-        objective only, the objective runs until it has suggested them; if the first pair of all is
-        eliminated, one kept pair is trained in an extra trial to learn the space from.
-    source_param : str or sequence of str
+    search_space : mapping of str to distribution or to list of choices, optional
+        The parameters that the objective suggests in every trial, in the order in which it does.
+        Given, the objective is not even entered for an eliminated pair. Left out, the objective
+        runs until it has suggested source and target; an eliminated trial then gets the further
+        parameters that trained trials of its branch have. As long as no trial of a branch has
+        trained, pairs that the rule keeps are suggested there, whatever the sampler would propose.
+    source_param : str, sequence of str, or callable
         Name of the source's parameter; several for joint transfer from several sources, each of
-        them a task or None. A trial is eliminated if one of its sources is.
+        them a task or None. A trial is eliminated if one of its sources is. A pattern such as
+        ``source_{target}``, or a callable of the trial's parameters, where each branch has a
+        parameter of its own: see `transfer_pruner.PairParams`.
     target_param : str
         Name of the target's parameter.
     target : str, optional
         The target task of a study that searches over sources only.
-    objective_index : int, optional
-        Which of several objectives a LearningRule learns from and the tracker is told of.
+    objective_index : int or str, optional
+        Which of several objectives, by number or metric name, a LearningRule learns from and the
+        tracker is told of.
     audit_fraction : float in [0, 1]
         Share of the eliminated trials that run all the same, at random, to measure what elimination
-        misses (`transfer_pruner.estimate_audit`). Drawn from the trial's number and pair, so every
-        worker and restart draws alike.
+        misses (`transfer_pruner.estimate_audit`). Drawn from the study's name and the trial's
+        number and pair, so every worker and restart draws alike.
     tracker : SavingsTracker, optional
         Or anything with ``record(TrialRecord)``; told of every trial.
 
@@ -96,17 +105,19 @@ def gate(
     Raises
     ------
     ValueError
-        If `search_space` lacks the source or the target, or `audit_fraction` is no share; when a
-        trial starts, if a LearningRule is to learn from a study with several objectives and none is
-        chosen.
+        If `objective` is not callable, `rule` no rule, `search_space` lacks the source or the
+        target, or `audit_fraction` is no share; when a trial starts, if a LearningRule is to learn
+        from a study with several objectives and none is chosen, if `target` is given and the
+        objective suggests one too, or if several ranks of torch.distributed share the trial.
     """
+    if not callable(objective):
+        raise ValueError(f"objective must be callable with a trial but got {objective!r}.")
     return _Gate(
         objective,
-        rule,
-        PairParams(source_param, target_param, target),
+        Evidence(rule, PairParams(source_param, target_param, target), objective_index),
+        Decider(PairParams(source_param, target_param, target), audit_fraction),
         search_space,
         objective_index,
-        check_fraction(audit_fraction),
         tracker,
     )
 
@@ -115,173 +126,172 @@ class _Gate:
     def __init__(
         self,
         objective: Objective,
-        rule: EliminationRule | LearningRule,
-        pair_of: PairParams,
-        search_space: Mapping[str, BaseDistribution] | None,
-        objective_index: int | None,
-        audit_fraction: float,
+        evidence: Evidence,
+        decider: Decider,
+        search_space: Mapping[str, BaseDistribution | Sequence[Any]] | None,
+        objective_index: int | str | None,
         tracker: Recorder | None,
     ) -> None:
         self._objective = objective
+        self._evidence = evidence
+        self._decide = decider
+        self._pair_of = decider.pair_of
+        self._space = None if search_space is None else self._checked(search_space)
         self._objective_index = objective_index
-        self._audit_fraction = audit_fraction
-        self._rule_of_now = RuleOfNow(rule, pair_of, objective_index)
-        self._pair_of = pair_of
-        self._given_space = dict(search_space) if search_space is not None else None
         self._tracker = tracker
-        self._lock = threading.Lock()
-        self._scouting = threading.Lock()
-        # One for each study that this gate has met, by name.
-        self._finished_spaces: dict[str, IntersectionSearchSpace] = {}
-        if self._given_space is not None:
-            missing = [name for name in pair_of.params if name not in self._given_space]
-            if missing:
-                raise ValueError(
-                    f"search_space lacks {missing[0]!r}; it has: "
-                    f"{', '.join(self._given_space) or 'nothing'}. Add it, or name the parameter "
-                    "with source_param= and target_param=."
-                )
+        self._trials_without_pair = 0
+
+    def _checked(
+        self, search_space: Mapping[str, BaseDistribution | Sequence[Any]]
+    ) -> dict[str, BaseDistribution]:
+        if not isinstance(search_space, Mapping):
+            raise ValueError(
+                "search_space must map parameters to distributions, or to lists of choices, but "
+                f"got {search_space!r}."
+            )
+        missing = [name for name in self._pair_of.params if name not in search_space]
+        if missing and self._pair_of.is_named:
+            raise ValueError(
+                f"search_space lacks {missing[0]!r}; it has: "
+                f"{', '.join(search_space) or 'nothing'}. Add it, or name the parameter "
+                "with source_param= and target_param=."
+            )
+        if not self._pair_of.is_named:
+            raise ValueError(
+                f"search_space cannot go with source_param={self._pair_of.source_param!r}, whose "
+                "parameters differ from branch to branch: leave search_space out."
+            )
+        space = {}
+        for name, values in search_space.items():
+            if not isinstance(values, BaseDistribution):
+                if isinstance(values, str) or not isinstance(values, Sequence):
+                    raise ValueError(
+                        f"search_space[{name!r}] must be a distribution or a list of choices but "
+                        f"got {values!r}."
+                    )
+                values = CategoricalDistribution(values)
+            space[name] = values
+        return space
 
     def __call__(self, trial: Trial) -> Value:
+        _refuse_several_ranks(trial)
         if not isinstance(trial, Trial):
             # A FixedTrial or a FrozenTrial: the user looks at one setting, there is no search.
             return self._objective(trial)
-        self._meet(trial.study)
+        study = trial.study
+        self._evidence.meet(study)
+        tolerate_eliminated_trials(study.sampler, lambda frozen: not ran(frozen))
         # One rule for the whole trial: others may finish, and a learning rule refit, meanwhile.
-        rule = self._rule_of_now(trial.study)
-        space = self._search_space(trial.study)
-        if not self._covers(space):
-            return self._run_unknown(trial, rule)
-        for name in self._pair_of.params:
-            _suggest(trial, name, space[name])
-        decision, audit = self._verdict(trial, rule)
-        if decision.eliminated and not audit:
-            raise self._eliminate(trial, decision, space)
-        self._mark(trial, decision, audit)
-        return self._train(trial, trial, rule)
+        rule = self._evidence.rule(study)
+        if self._space is not None:
+            return self._run_with_space(trial, rule, self._space)
+        return self._run_watched(trial, rule)
 
-    def _verdict(self, trial: Trial, rule: EliminationRule) -> tuple[Decision, bool]:
-        """Decide on a trial's pair; say whether it is eliminated and audited all the same."""
-        source, target = self._pair_of(trial.params)
-        decision = rule.decide(source, target)
-        # A trial that died and is run again brings its attributes along, with another number.
-        drawn = AUDIT in trial.user_attrs or is_audited(
-            self._audit_fraction, trial.study.study_name, trial.number, source, target
-        )
-        return decision, decision.eliminated and drawn
+    def _run_with_space(
+        self, trial: Trial, rule: EliminationRule, space: Mapping[str, BaseDistribution]
+    ) -> Value:
+        # In the order of the study's trained trials, of which some samplers build a tree.
+        known = self._evidence.branches(trial.study, lambda branches: bool(branches.order))
+        left = dict.fromkeys([name for name in (*known.order, *space) if name in space])
+        while not self._pair_of.is_in(trial.params):
+            name = next(iter(left))
+            del left[name]
+            suggest(trial, name, space[name])
+        verdict = self._verdict(trial, rule)
+        if verdict is not None and verdict.eliminated:
+            for name in left:
+                suggest(trial, name, space[name])
+            raise self._eliminate(trial, verdict)
+        self._mark(trial, verdict)
+        return self._train(trial, trial, verdict)
 
-    def _covers(self, space: Mapping[str, BaseDistribution]) -> bool:
-        return all(name in space for name in self._pair_of.params)
+    def _run_watched(self, trial: Trial, rule: EliminationRule) -> Value:
+        """Run the objective until the pair is known: not every trial has it."""
+        verdict: Verdict | None = None
 
-    def _search_space(self, study: optuna.Study) -> dict[str, BaseDistribution]:
-        """Find the parameters that every trial has."""
-        if self._given_space is not None:
-            return self._given_space
-        with self._lock:
-            return self._finished_spaces[study.study_name].calculate(study)
+        def before(trial: Trial, name: str, choices: Sequence[Any]) -> None:
+            self._lead_into_branch(trial, rule, name, choices)
 
-    def _space_with_pair(self, study: optuna.Study) -> dict[str, BaseDistribution] | None:
-        """Find the parameters of every trial that trained with a source and target; None if none.
-
-        Where the pair is suggested in one branch only, that is more than all trials have in common.
-        """
-        trained = [
-            trial
-            for trial in study.get_trials(
-                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
-            )
-            if self._pair_of.is_in(trial.params)
-            and (trial.user_attrs.get(ELIMINATED) != 1 or AUDIT in trial.user_attrs)
-        ]
-        # One that a pruner stopped has most likely suggested everything, but it need not have.
-        complete = [trial for trial in trained if trial.state == TrialState.COMPLETE]
-        if not trained:
-            return None
-        return intersection_search_space(complete or trained, include_pruned=True)
-
-    def _run_unknown(self, trial: Trial, rule: EliminationRule) -> Value:
-        """Run the objective until the pair is known: not every trial has it, or none yet."""
-        try:
-            return self._train(trial, self._watched(trial, rule), rule)
-        except _PairEliminated as eliminated:
-            decision = eliminated.decision
-        with self._scouting:
-            space = self._space_with_pair(trial.study)
-            kept = self._kept_params(trial, rule) if space is None else None
-            if kept is not None:
-                space = self._scout(trial.study, kept, rule).distributions
-        raise self._eliminate(trial, decision, space or {})
-
-    def _watched(self, trial: Trial, rule: EliminationRule) -> _WatchedTrial:
-        def on_suggest(trial: Trial) -> bool:
+        def after(trial: Trial) -> bool:
             """Decide as soon as the objective has suggested the pair; say whether it has."""
-            if not self._pair_of.is_in(trial.params):
+            nonlocal verdict
+            verdict = self._verdict(trial, rule)
+            if verdict is None:
                 return False
-            decision, audit = self._verdict(trial, rule)
-            if decision.eliminated and not audit:
-                raise _PairEliminated(decision)
-            self._mark(trial, decision, audit)
+            if verdict.eliminated:
+                raise PairEliminated(verdict)
+            self._mark(trial, verdict)
             return True
 
-        return _WatchedTrial(trial, on_suggest)
-
-    def _scout(self, study: optuna.Study, kept: dict[str, Any], rule: EliminationRule) -> Trial:
-        """Train a kept pair in a trial of its own, which shows the whole space."""
-        # As an enqueued trial, but running from the start: on sqlite two workers may both get one
-        # that waits, and no public call makes one that does not.
-        template = create_trial(
-            state=TrialState.RUNNING,
-            system_attrs={"fixed_params": kept},
-            user_attrs={"transfer_pruner.scout": 1},
-        )
-        scout = Trial(study, study._storage.create_new_trial(study._study_id, template))
         try:
-            value = self._train(scout, self._watched(scout, rule), rule)
-        except optuna.TrialPruned:
-            study.tell(scout, state=TrialState.PRUNED)
-        except BaseException:
-            study.tell(scout, state=TrialState.FAIL)
-            raise
-        else:
-            study.tell(scout, value)
-        return scout
+            return self._train(trial, WatchedTrial(trial, before, after), lambda: verdict)
+        except PairEliminated as eliminated:
+            verdict = eliminated.verdict
+        while (following := self._following(trial)) is not None:
+            suggest(trial, *following)
+        raise self._eliminate(trial, verdict)
 
-    def _kept_params(self, trial: Trial, rule: EliminationRule) -> dict[str, Any] | None:
-        """Find a pair that the rule keeps, for the trial's own target if there is one.
+    def _following(self, trial: Trial) -> tuple[str, BaseDistribution] | None:
+        known = self._evidence.branches(trial.study, lambda b: b.following(trial) is not None)
+        return known.following(trial)
 
-        With it comes what the trial had suggested before, which leads into the same branch; of a
-        grid a value for every parameter, without which its sampler takes no fixed ones.
+    def _verdict(self, trial: Trial, rule: EliminationRule) -> Verdict | None:
+        self._pair_of.check(trial.params)
+        return self._decide(
+            rule,
+            trial.params,
+            search=trial.study.study_name,
+            trial=first_number(trial),
+            fingerprint=self._evidence.fingerprint,
+        )
+
+    def _lead_into_branch(
+        self, trial: Trial, rule: EliminationRule, name: str, choices: Sequence[Any]
+    ) -> None:
+        """Have a pair suggested that trains, where no trial of this branch has trained yet.
+
+        Without one nobody knows which parameters an eliminated trial of the branch would have.
         """
-        known = trial.study._storage.get_trial(trial._trial_id).system_attrs
-        grid = known.get("search_space", {}) if "grid_id" in known else {}
-        first = {name: values[0] for name, values in grid.items()}
-        names = self._pair_of.params
-        choices = []
-        for name in names:
-            distribution = trial.distributions[name]
-            if not isinstance(distribution, CategoricalDistribution):
-                return None
-            own = trial.params[name]
-            choices.append([own, *(choice for choice in distribution.choices if choice != own)])
-        for values in product(*reversed(choices)):
-            params = dict(zip(reversed(names), values, strict=True))
-            if not rule.decide(*self._pair_of(params)).eliminated:
-                return first | trial.params | params
-        return None
+        pair_of, params = self._pair_of, trial.params
+        is_target = pair_of.target is None and name == pair_of.target_param
+        if not (is_target or pair_of.is_source_param(name)) or name in params:
+            return
+        if name in fixed_params(trial) or isinstance(trial.study.sampler, GridSampler):
+            return
+        if self._evidence.branches(trial.study, lambda known: known.knows(trial)).knows(trial):
+            return
+        surviving = [c for c in choices if self._may_train(rule, {**params, name: c})]
+        if surviving and len(surviving) < len(choices):
+            rng = random.Random(f"{trial.study.study_name} {trial.number} {name}")
+            fix_param(trial, name, rng.choice(surviving))
 
-    def _eliminate(
+    def _may_train(self, rule: EliminationRule, params: Mapping[str, Any]) -> bool:
+        """Whether parameters can still lead to a pair with a source that the rule keeps."""
+        pair_of = self._pair_of
+        try:
+            if pair_of.is_in(params):
+                source, target = pair_of(params)
+                return source is not None and not rule.decide(source, target).eliminated
+            known = task_name(params.get(pair_of.target_param, pair_of.target))
+            if known is not None:
+                return rule.keeps_any(known)
+            sources = [params[name] for name in params if pair_of.is_source_param(name)]
+            return all(rule.keeps_any(source=task_name(source)) for source in sources)
+        except Exception:
+            # Whatever fails here fails again where it is decided, and is told there.
+            return True
+
+    def _eliminate(self, trial: Trial, verdict: Verdict) -> optuna.TrialPruned:
+        self._mark(trial, verdict)
+        self._record(trial, verdict, "eliminated")
+        return optuna.TrialPruned(f"eliminated before training: {verdict.decision.reason}")
+
+    def _train(
         self,
         trial: Trial,
-        decision: Decision,
-        space: Mapping[str, BaseDistribution],
-    ) -> optuna.TrialPruned:
-        for name, distribution in space.items():
-            _suggest(trial, name, distribution)
-        self._mark(trial, decision)
-        self._record(trial, decision, "eliminated")
-        return optuna.TrialPruned(f"eliminated before training: {decision.reason}")
-
-    def _train(self, trial: Trial, shown: Trial, rule: EliminationRule) -> Value:
+        shown: Trial,
+        verdict: Verdict | Callable[[], Verdict | None] | None,
+    ) -> Value:
         """Enter the objective and record how it ended; `shown` is the trial that it is shown."""
         value: Value = math.nan
         outcome: Outcome = "failed"
@@ -291,117 +301,80 @@ class _Gate:
         except optuna.TrialPruned:
             outcome = "trained"
             raise
-        except _PairEliminated:
+        except PairEliminated:
             outcome = "eliminated"
             raise
         finally:
             if outcome != "eliminated":
-                self._record_training(trial, rule, outcome, value)
+                found = verdict() if callable(verdict) else verdict
+                if found is None:
+                    self._tell_of_no_pair(trial)
+                else:
+                    self._record(trial, found, outcome, value)
         return value
 
-    def _mark(self, trial: Trial, decision: Decision, audit: bool = False) -> None:
-        for key, attribute in decision_attributes(decision, audit).items():
-            trial.set_user_attr(key, attribute)
+    def _tell_of_no_pair(self, trial: Trial) -> None:
+        """Warn where the pair's parameters seem to be called something else.
 
-    def _meet(self, study: optuna.Study) -> None:
-        """Write once which rule decides, where the study's other constants are."""
-        with self._lock:
-            if study.study_name not in self._finished_spaces:
-                self._finished_spaces[study.study_name] = IntersectionSearchSpace()
-                record_study(study, self._rule_of_now.first)
+        A trial without a pair may be of a branch that has none. It is not if another parameter
+        holds a task of the rule, or if no trial of many had a pair.
+        """
+        self._trials_without_pair += 1
+        if (
+            self._decide.names_a_task(self._evidence.first, trial.params)
+            or self._trials_without_pair == _TRIALS_WITHOUT_PAIR
+        ) and not self._evidence.branches(trial.study, _any_target).targets:
+            self._decide.warn_without_pair(trial.params)
 
-    def _record_training(
-        self, trial: Trial, rule: EliminationRule, outcome: Outcome, value: Value
-    ) -> None:
-        # An objective may fail before it has suggested the pair.
-        if self._pair_of.is_in(trial.params):
-            decision, audit = self._verdict(trial, rule)
-            self._record(trial, decision, outcome, value, audit)
+    def _mark(self, trial: Trial, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            write_attributes(trial.study, trial, marks_of(verdict, trial.user_attrs))
 
     def _record(
-        self,
-        trial: Trial,
-        decision: Decision,
-        outcome: Outcome,
-        value: Value = math.nan,
-        audit: bool = False,
+        self, trial: Trial, verdict: Verdict, outcome: Outcome, value: Value = math.nan
     ) -> None:
         if self._tracker is None:
             return
-        source, target = self._pair_of(trial.params)
+        study = trial.study
+        index = self._objective_index
+        several = len(study.directions) > 1 and index is None
+        objective = 0 if several else check_objective(study, index)
         # From when Optuna started the trial, as its own duration counts: sampling is paid for too.
         begun = trial.datetime_start or datetime.now()
+        if isinstance(value, Sequence):
+            value = math.nan if several else value[objective]
         self._tracker.record(
             TrialRecord(
                 number=trial.number,
-                source=plain_source(source, target),
-                target=target,
+                source=verdict.source,
+                target=verdict.target,
                 outcome=outcome,
                 seconds=(datetime.now() - begun).total_seconds(),
-                value=self._number(value),
-                score=decision.score,
-                probability=decision.probability,
-                reason=decision.reason,
+                # NaN also of what Optuna is about to refuse.
+                value=float(value) if isinstance(value, Real) else math.nan,
+                score=verdict.decision.score,
+                probability=verdict.decision.probability,
+                reason=verdict.decision.reason,
                 hyperparameters=self._pair_of.hyperparameters(trial.params),
-                audit=audit,
+                audit=verdict.audit,
+                maximize=several or study.directions[objective] == StudyDirection.MAXIMIZE,
             )
         )
 
-    def _number(self, value: Value) -> float:
-        """Take the one number: NaN of several objectives, or of what Optuna is about to refuse."""
-        if isinstance(value, Sequence) and self._objective_index is not None:
-            value = value[self._objective_index]
-        return float(value) if isinstance(value, Real) else math.nan
+
+def _any_target(branches: Branches) -> bool:
+    return branches.targets > 0
 
 
-class _PairEliminated(BaseException):
-    """Leaves the user's objective from inside a suggestion.
-
-    No Exception, so that a broad ``except Exception`` around the training cannot swallow it.
-    """
-
-    def __init__(self, decision: Decision) -> None:
-        self.decision = decision
-
-
-class _WatchedTrial(Trial):
-    """The user's trial itself, which tells after each suggestion: it shares the trial's state."""
-
-    __slots__ = ("_decided", "_on_suggest")
-
-    def __init__(self, trial: Trial, on_suggest: Callable[[Trial], bool]) -> None:
-        self.__dict__ = trial.__dict__
-        self._on_suggest = on_suggest
-        self._decided = False
-
-    def suggest_categorical(self, *args: Any, **kwargs: Any) -> Any:
-        return self._told(super().suggest_categorical(*args, **kwargs))
-
-    def suggest_float(self, *args: Any, **kwargs: Any) -> float:
-        value: float = self._told(super().suggest_float(*args, **kwargs))
-        return value
-
-    def suggest_int(self, *args: Any, **kwargs: Any) -> int:
-        value: int = self._told(super().suggest_int(*args, **kwargs))
-        return value
-
-    def _told(self, value: Any) -> Any:
-        if not self._decided:
-            self._decided = self._on_suggest(self)
-        return value
-
-
-def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
-    """Suggest a parameter by its distribution; one that was suggested before stays as it is."""
-    if isinstance(distribution, CategoricalDistribution):
-        trial.suggest_categorical(name, distribution.choices)
-    elif isinstance(distribution, FloatDistribution):
-        trial.suggest_float(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+def _refuse_several_ranks(trial: object) -> None:
+    """Refuse a trial that ranks share: pruned on one rank, the others would wait for it."""
+    distributed = sys.modules.get("torch.distributed")
+    ranks = 1
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        ranks = distributed.get_world_size()
+    if trial is None or type(trial).__name__ == "TorchDistributedTrial" or ranks > 1:
+        raise ValueError(
+            f"trial cannot be shared by several ranks of torch.distributed behind a gate, but got "
+            f"{trial!r} on one of {ranks}: use TransferPruner, and should_prune() of the "
+            "TorchDistributedTrial, which asks rank 0 and tells the others."
         )
-    elif isinstance(distribution, IntDistribution):
-        trial.suggest_int(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    else:
-        raise ValueError(f"search_space[{name!r}] must be a distribution but is {distribution!r}.")

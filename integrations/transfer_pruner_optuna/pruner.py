@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
@@ -10,10 +11,16 @@ from optuna.trial import FrozenTrial
 
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.rule.verdict import check_fraction, is_audited
-from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import AUDIT, ELIMINATED, decision_attributes
+from transfer_pruner.rule.verdict import Decider
+from transfer_pruner.tasks import PairParams, SourceParam
+from transfer_pruner_optuna._private import (
+    first_number,
+    study_key,
+    tolerate_eliminated_trials,
+    write_attributes,
+)
+from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.records import marks_of, ran
 
 
 class TransferPruner(BasePruner):
@@ -21,7 +28,7 @@ class TransferPruner(BasePruner):
 
     Call ``trial.should_prune()`` once after all parameters are suggested and before training; a
     trial that is stopped earlier narrows the space that samplers infer. Where the objective cannot
-    be changed, use `gate`.
+    be changed, use `gate`. Trials are marked as by `gate`; `TrackingCallback` tells a tracker.
 
     Parameters
     ----------
@@ -30,7 +37,7 @@ class TransferPruner(BasePruner):
         first time that it is asked.
     wrapped_pruner : optuna.pruners.BasePruner, optional
         Asked about every trial that is not eliminated; none is pruned if left out.
-    source_param : str or sequence of str
+    source_param : str, sequence of str, or callable
         As for `gate`. A trial that has not suggested its pair is left to the wrapped pruner.
     target_param : str
     target : str, optional
@@ -41,8 +48,9 @@ class TransferPruner(BasePruner):
     Raises
     ------
     ValueError
-        If `audit_fraction` is no share, or `wrapped_pruner` is a HyperbandPruner: samplers look for
-        one in ``study.pruner`` and would not find it. Keep it there and use `gate`.
+        If `rule` is no rule, `wrapped_pruner` no pruner, `audit_fraction` no share, or
+        `wrapped_pruner` is a HyperbandPruner: samplers look for one in ``study.pruner`` and would
+        not find it. Keep it there and use `gate`.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class TransferPruner(BasePruner):
         rule: EliminationRule | LearningRule,
         *,
         wrapped_pruner: BasePruner | None = None,
-        source_param: str | Sequence[str] = "source",
+        source_param: SourceParam = "source",
         target_param: str = "target",
         target: str | None = None,
         audit_fraction: float = 0.0,
@@ -60,25 +68,48 @@ class TransferPruner(BasePruner):
                 "wrapped_pruner cannot be a HyperbandPruner, which samplers must find in "
                 "study.pruner: keep it there and pass gate(objective, rule) to optimize()."
             )
+        if not isinstance(wrapped_pruner, BasePruner | None):
+            raise ValueError(
+                f"wrapped_pruner must be a pruner but got {wrapped_pruner!r}: pass an instance "
+                "such as optuna.pruners.MedianPruner()."
+            )
         self._wrapped_pruner = wrapped_pruner or NopPruner()
         self._pair_of = PairParams(source_param, target_param, target)
-        self._audit_fraction = check_fraction(audit_fraction)
-        self._rule_of_now = RuleOfNow(rule, self._pair_of)
+        self._decide = Decider(self._pair_of, audit_fraction)
+        self._evidence = Evidence(rule, self._pair_of)
+        # Of trials that were asked about in this process: whether they are eliminated.
+        self._decided: dict[tuple[Hashable, int], bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Trials that run belong to this process.
+        return self.__dict__ | {"_decided": {}}
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial: its pair is eliminated, or the wrapped pruner says so."""
-        if not self._pair_of.is_in(trial.params):
-            return self._wrapped_pruner.prune(study, trial)
-        if ELIMINATED not in trial.user_attrs:
-            source, target = self._pair_of(trial.params)
-            decision = self._rule_of_now(study).decide(source, target)
-            drawn = is_audited(self._audit_fraction, study.study_name, trial.number, source, target)
-            marks = decision_attributes(decision, decision.eliminated and drawn)
-            for key, value in marks.items():
-                # Optuna hands pruners a frozen trial, on which no public call can write.
-                study._storage.set_trial_user_attr(trial._trial_id, key, value)
-                # As Trial.set_user_attr does. The live trial shares these attributes, so that
-                # the next call finds them: a trial that trains is not stopped by a later refit.
-                trial.user_attrs[key] = value
-        eliminated: bool = trial.user_attrs[ELIMINATED] == 1 and AUDIT not in trial.user_attrs
-        return eliminated or self._wrapped_pruner.prune(study, trial)
+        # Not by the trial's marks: a trial that is queued again brings old ones along.
+        key = study_key(study), trial._trial_id
+        if key not in self._decided:
+            eliminated = self._decided_now(study, trial)
+            if eliminated is None:
+                return self._wrapped_pruner.prune(study, trial)
+            self._decided[key] = eliminated
+        return self._decided[key] or self._wrapped_pruner.prune(study, trial)
+
+    def _decided_now(self, study: optuna.Study, trial: FrozenTrial) -> bool | None:
+        """Decide on a trial and mark it; None if it has no pair."""
+        self._pair_of.check(trial.params)
+        self._evidence.meet(study)
+        tolerate_eliminated_trials(study.sampler, lambda frozen: not ran(frozen))
+        verdict = self._decide(
+            self._evidence.rule(study),
+            trial.params,
+            search=study.study_name,
+            trial=first_number(trial),
+            fingerprint=self._evidence.fingerprint,
+        )
+        if verdict is None:
+            if self._decide.names_a_task(self._evidence.first, trial.params):
+                self._decide.warn_without_pair(trial.params)
+            return None
+        write_attributes(study, trial, marks_of(verdict, trial.user_attrs))
+        return verdict.eliminated

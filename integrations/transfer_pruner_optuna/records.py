@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -14,29 +14,31 @@ from optuna.trial import FrozenTrial, TrialState
 from transfer_pruner.records import Outcome, TrialRecord
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.tasks import PairParams, plain_source
+from transfer_pruner.rule.verdict import Verdict
+from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
 
-ELIMINATED = "transfer_pruner.eliminated"
-SCORE = "transfer_pruner.score"
-AUDIT = "transfer_pruner.audit"
-REASON = "transfer_pruner.reason"
-RULE = "transfer_pruner.rule"
+PREFIX = "transfer_pruner."
+ELIMINATED = PREFIX + "eliminated"
+SCORE = PREFIX + "score"
+PROBABILITY = PREFIX + "probability"
+AUDIT = PREFIX + "audit"
+REASON = PREFIX + "reason"
+RULE = PREFIX + "rule"
+REDIRECTED = PREFIX + "redirected"
+PROPOSED = PREFIX + "proposed"
 
 
-def decision_attributes(decision: Decision, audit: bool = False) -> dict[str, Any]:
-    """Make the user attributes that mark a trial: numbers, which dataframes and dashboards sort.
+def marks_of(verdict: Verdict, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Name what is to be written on a trial that bears these attributes already.
 
-    As few as will do: on a database each one costs more than deciding.
+    A trial that is queued again brings the marks of another rule or another draw along: what no
+    longer holds is emptied, since Optuna deletes no attribute.
     """
-    attributes: dict[str, Any] = {ELIMINATED: int(decision.eliminated)}
-    if not math.isnan(decision.score):
-        attributes[SCORE] = decision.score
-    if decision.eliminated:
-        attributes[REASON] = decision.reason
-    if audit:
-        attributes[AUDIT] = 1
-    return attributes
+    marks = verdict.marks(PREFIX)
+    stale = (SCORE, PROBABILITY, REASON, AUDIT)
+    emptied = {key: None for key in stale if attributes.get(key) is not None and key not in marks}
+    return marks | emptied
 
 
 def record_study(study: optuna.Study, rule: EliminationRule) -> None:
@@ -50,10 +52,10 @@ def records_from_study(
     study: optuna.Study,
     rule: EliminationRule | None = None,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
 ) -> list[TrialRecord]:
     """Read a study's finished trials as records for `transfer_pruner.estimate_savings`.
 
@@ -63,25 +65,27 @@ def records_from_study(
         With or without trials that our adapters marked.
     rule : EliminationRule, optional
         The rule that decided; it fills in what the trials' user attributes do not hold (the
-        probability, the reason of a kept pair).
+        reason of a kept pair).
     source_param, target_param, target
         As for `gate`.
-    objective_index : int, optional
-        Which of several objectives is the records' value. Left out, the records of a
-        multi-objective study have none.
+    objective_index : int or str, optional
+        Which of several objectives is the records' value, by its number or its metric name. Left
+        out, the records of a multi-objective study have none.
 
     Returns
     -------
     list of TrialRecord
-        One for each finished trial that has the pair, in order of trial numbers. Running and
-        waiting trials are left out. Seconds are what Optuna measured; of a failed trial at most
-        those of the longest that completed, since of a worker that died Optuna knows only when it
-        was found.
+        One for each finished trial that has the pair, in order of trial numbers; of a trial whose
+        first proposal a `TransferSampler` redirected two: the proposal, eliminated in no time, and
+        the trial. Running and waiting trials are left out. A trial that a pruner stopped has no
+        value, since its last one is of fewer steps. Seconds are what Optuna measured; of a failed
+        trial at most those of the longest that completed, since of a worker that died Optuna knows
+        only when it was found.
 
     Raises
     ------
     ValueError
-        If the study has no such objective.
+        If the study has no such objective, or `target` is given and the trials have a target too.
     """
     pair_of = PairParams(source_param, target_param, target)
     trials = study.get_trials(deepcopy=False)
@@ -91,10 +95,10 @@ def records_from_study(
 def transfers_from_study(
     study: optuna.Study,
     *,
-    source_param: str | Sequence[str] = "source",
+    source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
 ) -> pd.DataFrame:
     """Read a study as a table of measured transfers, training data for `TransferPredictor`.
 
@@ -108,7 +112,7 @@ def transfers_from_study(
     study : optuna.Study
     source_param, target_param, target
         As for `gate`.
-    objective_index : int, optional
+    objective_index : int or str, optional
         Which objective is the score, in a study with several.
 
     Returns
@@ -121,14 +125,14 @@ def transfers_from_study(
     ------
     ValueError
         If the study has several objectives and none is chosen, or no complete trial with a source
-        whose target has a baseline trial.
+        whose target has a baseline trial; the message names the parameters that the trials have.
     """
     trials = study.get_trials(deepcopy=False)
     pair_of = PairParams(source_param, target_param, target)
     return transfers_from_trials(study, trials, pair_of, objective_index)
 
 
-def check_objective(study: optuna.Study, objective_index: int | None) -> int:
+def check_objective(study: optuna.Study, objective_index: int | str | None) -> int:
     """Tell which objective is the score: a gain is the difference of two numbers.
 
     Raises
@@ -139,6 +143,14 @@ def check_objective(study: optuna.Study, objective_index: int | None) -> int:
     count = len(study.directions)
     if objective_index is None and count == 1:
         return 0
+    if isinstance(objective_index, str):
+        names = study.metric_names or []
+        if objective_index in names:
+            return names.index(objective_index)
+        raise ValueError(
+            f"objective_index is {objective_index!r}, but study {study.study_name!r} has the "
+            f"metric names: {', '.join(names) or 'none; set_metric_names() gives them'}."
+        )
     if objective_index is None or not 0 <= objective_index < count:
         raise ValueError(
             f"objective_index must be from 0 to {count - 1} but got {objective_index}: study "
@@ -151,27 +163,29 @@ def transfers_from_trials(
     study: optuna.Study,
     trials: Iterable[FrozenTrial],
     pair_of: PairParams,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
 ) -> pd.DataFrame:
     """Do what `transfers_from_study` does with some of the study's trials."""
     objective = check_objective(study, objective_index)
     trials = list(trials)
-    pruned = [t for t in trials if t.state == TrialState.PRUNED and _ran(t)]
-    numbers = {trial.number for trial in pruned}
+    pruned = {t.number for t in trials if t.state == TrialState.PRUNED and ran(t)}
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    without = [trial for trial in finished if not pair_of.is_in(trial.params)]
     records = records_from_trials(study, trials, pair_of, None, objective)
     try:
         table = transfers_from_records(
-            (record for record in records if record.number not in numbers),
+            (record for record in records if record.number not in pruned),
             maximize=study.directions[objective] == StudyDirection.MAXIMIZE,
         )
     except ValueError as error:
-        raise ValueError(f"study {study.study_name!r}: {error}") from error
+        lacking = ""
+        if without and len(without) == len(finished):
+            lacking = f" The trials have {pair_of.lacking(without[0].params)}"
+        raise ValueError(f"study {study.study_name!r}: {error}{lacking}") from error
     others = {
         "pruned": len(pruned),
-        "unfinished": sum(not trial.state.is_finished() for trial in trials),
-        "without the pair": sum(
-            trial.state.is_finished() and not pair_of.is_in(trial.params) for trial in trials
-        ),
+        "unfinished": len(trials) - len(finished),
+        "without the pair": len(without),
     }
     table.attrs["left_out"] |= {why: count for why, count in others.items() if count}
     return table
@@ -182,28 +196,55 @@ def records_from_trials(
     trials: Iterable[FrozenTrial],
     pair_of: PairParams,
     rule: EliminationRule | None,
-    objective_index: int | None,
+    objective_index: int | str | None,
 ) -> list[TrialRecord]:
     """Do what `records_from_study` does with some of the study's trials."""
     objective = None
     if objective_index is not None or len(study.directions) == 1:
         objective = check_objective(study, objective_index)
-    trials = list(trials)
+    maximize = objective is None or study.directions[objective] == StudyDirection.MAXIMIZE
+    trials = [trial for trial in trials if trial.state.is_finished()]
     complete = [_seconds(trial) for trial in trials if trial.state == TrialState.COMPLETE]
     longest = max(complete, default=math.inf)
-    return [
-        _record(trial, pair_of, rule, objective, longest)
-        for trial in trials
-        if trial.state.is_finished() and pair_of.is_in(trial.params)
-    ]
+    records = []
+    for trial in trials:
+        pair_of.check(trial.params)
+        if not pair_of.is_in(trial.params):
+            continue
+        proposal = _proposal(trial, pair_of, maximize)
+        records += [proposal] if proposal is not None else []
+        records.append(_record(trial, pair_of, rule, objective, maximize, longest))
+    return records
+
+
+def ran(trial: FrozenTrial) -> bool:
+    """Whether a finished trial's objective trained, as far as its marks tell."""
+    marks = trial.user_attrs
+    eliminated = marks.get(ELIMINATED) == 1 and marks.get(AUDIT) != 1
+    return trial.state == TrialState.COMPLETE or not eliminated
 
 
 def _seconds(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration is not None else 0.0
 
 
-def _ran(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(ELIMINATED) != 1 or AUDIT in trial.user_attrs
+def _proposal(trial: FrozenTrial, pair_of: PairParams, maximize: bool) -> TrialRecord | None:
+    """Tell of the eliminated pair in whose place a trial trained, if there was one."""
+    proposed = trial.user_attrs.get(PROPOSED)
+    if trial.user_attrs.get(REDIRECTED) != 1 or not isinstance(proposed, dict):
+        return None
+    source = proposed.get("source")
+    return TrialRecord(
+        number=trial.number,
+        source=tuple(source) if isinstance(source, list) else source,
+        target=str(proposed.get("target")),
+        outcome="eliminated",
+        seconds=0.0,
+        score=_number(proposed.get("score")),
+        reason=f"redirected: {proposed.get('reason', '')}",
+        hyperparameters=pair_of.hyperparameters(trial.params),
+        maximize=maximize,
+    )
 
 
 def _record(
@@ -211,6 +252,7 @@ def _record(
     pair_of: PairParams,
     rule: EliminationRule | None,
     objective: int | None,
+    maximize: bool,
     longest: float,
 ) -> TrialRecord:
     source, target = pair_of(trial.params)
@@ -219,18 +261,24 @@ def _record(
     if rule is not None and ELIMINATED in attributes:
         decision = rule.decide(source, target)
     outcome: Outcome = "failed" if trial.state == TrialState.FAIL else "trained"
-    if trial.state == TrialState.PRUNED and not _ran(trial):
+    if trial.state == TrialState.PRUNED and not ran(trial):
         outcome = "eliminated"
+    has_result = trial.state == TrialState.COMPLETE and objective is not None
     return TrialRecord(
         number=trial.number,
-        source=plain_source(source, target),
+        source=source,
         target=target,
         outcome=outcome,
         seconds=min(_seconds(trial), longest) if outcome == "failed" else _seconds(trial),
-        value=math.nan if trial.values is None or objective is None else trial.values[objective],
-        score=attributes.get(SCORE, decision.score),
-        probability=decision.probability,
-        reason=attributes.get(REASON, decision.reason),
+        value=trial.values[objective] if has_result else math.nan,
+        score=_number(attributes.get(SCORE), decision.score),
+        probability=_number(attributes.get(PROBABILITY), decision.probability),
+        reason=attributes.get(REASON) or decision.reason,
         hyperparameters=pair_of.hyperparameters(trial.params),
-        audit=AUDIT in attributes,
+        audit=attributes.get(AUDIT) == 1,
+        maximize=maximize,
     )
+
+
+def _number(value: Any, otherwise: float = math.nan) -> float:
+    return otherwise if value is None else float(value)

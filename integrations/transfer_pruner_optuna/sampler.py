@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,16 +30,21 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.rule.decision import Decision
+from transfer_pruner.records import Recorder
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.rule.verdict import check_fraction, is_audited
-from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna.learning import RuleOfNow
-from transfer_pruner_optuna.records import ELIMINATED, decision_attributes, record_study
-
-REDIRECTED = "transfer_pruner.redirected"
+from transfer_pruner.rule.verdict import Decider, Verdict
+from transfer_pruner.tasks import PairParams, SourceParam
+from transfer_pruner_optuna._private import (
+    first_number,
+    study_key,
+    tolerate_eliminated_trials,
+    whole_study,
+    write_attributes,
+)
+from transfer_pruner_optuna.callback import tell_tracker
+from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.records import ELIMINATED, PROPOSED, REDIRECTED, RULE, marks_of, ran
 
 # Optuna promises samplers one sample_relative a trial: of its own, these are cheap and lose nothing
 # when they are asked more often. GPSampler takes seconds and comes back to pairs like the last one.
@@ -75,9 +79,10 @@ class TransferSampler(BaseSampler):
     none that survives with the first. To stop such trials pass ``gate(objective, rule)`` to
     ``optimize`` as well, or use `TransferPruner`, with the same `audit_fraction`.
 
-    Trials are marked as by `gate`, and with the user attribute ``transfer_pruner.redirected``, 1,
-    where the base sampler's first proposal was eliminated. A trial with an eliminated pair is not
-    marked if no audit drew it and no gate stopped it.
+    Trials are marked as by `gate`. Where the base sampler's first proposal was eliminated, two
+    marks say so: ``transfer_pruner.redirected``, 1, and ``transfer_pruner.proposed``, what it was.
+    Records count it as an eliminated trial, from which savings are estimated. Where no pair
+    survives among the choices, proposals stand, with one warning.
 
     Parameters
     ----------
@@ -87,23 +92,29 @@ class TransferSampler(BaseSampler):
         ``TPESampler(seed=seed)`` if left out.
     source_param : str or sequence of str
         Name of the source's parameter; several for joint transfer. Parameters that are not
-        categorical are left alone.
+        categorical are left alone. Patterns and callables, which name no parameter beforehand, are
+        for `gate`.
     target_param : str
     target : str, optional
         The target task of a study that searches over sources only.
-    objective_index : int, optional
-        Which of several objectives a LearningRule learns from.
+    objective_index : int or str, optional
+        Which of several objectives, by number or metric name, a LearningRule learns from and the
+        tracker is told of.
     audit_fraction : float in [0, 1]
         Share of the eliminated proposals that run all the same, drawn as for `gate`.
     seed : int, optional
         Of the choice among surviving pairs.
+    tracker : SavingsTracker, optional
+        Or anything with ``record(TrialRecord)``; told of every trial, and of the eliminated
+        proposals that were redirected.
 
     Raises
     ------
     ValueError
-        If `audit_fraction` is no share, or `base_sampler` is a GridSampler or BruteForceSampler:
-        redirected, they would train surviving pairs again and again. When a trial starts, if a
-        LearningRule is to learn from a study with several objectives and none is chosen.
+        If `rule` is no rule, `base_sampler` no sampler, `audit_fraction` no share, `source_param` a
+        pattern or callable, or `base_sampler` is a GridSampler or BruteForceSampler: redirected,
+        they would train surviving pairs again and again. When a trial starts, if a LearningRule is
+        to learn from a study with several objectives and none is chosen.
     """
 
     def __init__(
@@ -111,12 +122,13 @@ class TransferSampler(BaseSampler):
         rule: EliminationRule | LearningRule,
         base_sampler: BaseSampler | None = None,
         *,
-        source_param: str | Sequence[str] = "source",
+        source_param: SourceParam = "source",
         target_param: str = "target",
         target: str | None = None,
-        objective_index: int | None = None,
+        objective_index: int | str | None = None,
         audit_fraction: float = 0.0,
         seed: int | None = None,
+        tracker: Recorder | None = None,
     ) -> None:
         if isinstance(base_sampler, (GridSampler, BruteForceSampler)):
             raise ValueError(
@@ -124,20 +136,31 @@ class TransferSampler(BaseSampler):
                 "once: redirected, it would train surviving pairs again and again. Keep it as the "
                 "study's sampler and pass gate(objective, rule, search_space=...) to optimize()."
             )
+        if not isinstance(base_sampler, BaseSampler | None):
+            raise ValueError(
+                f"base_sampler must be a sampler but got {base_sampler!r}: pass an instance such "
+                "as optuna.samplers.GPSampler()."
+            )
         self._base_sampler = TPESampler(seed=seed) if base_sampler is None else base_sampler
         self._pair_of = PairParams(source_param, target_param, target)
-        self._audit_fraction = check_fraction(audit_fraction)
-        self._rule_of_now = RuleOfNow(rule, self._pair_of, objective_index)
+        if not self._pair_of.is_named:
+            raise ValueError(
+                f"source_param must name parameters here but got {source_param!r}, which depends "
+                "on the trial: pass gate(objective, rule, source_param=...) to optimize()."
+            )
+        self._decide = Decider(self._pair_of, audit_fraction)
+        self._evidence = Evidence(rule, self._pair_of, objective_index)
+        self._objective_index = objective_index
+        self._tracker = tracker
         self._rng = random.Random(seed)
-        self._warned = False
         # Of trials that run, by study and number.
-        self._pairs: dict[tuple[str, int], _PairOfTrial] = {}
+        self._pairs: dict[tuple[Hashable, int], _PairOfTrial] = {}
         # What the pair's parameters can be, by study.
-        self._spaces: dict[str, dict[str, BaseDistribution]] = {}
+        self._spaces: dict[Hashable, dict[str, BaseDistribution]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Trials that run belong to this process.
-        return self.__dict__ | {"_pairs": {}}
+        # Trials that run, and studies that were met, belong to this process.
+        return self.__dict__ | {"_pairs": {}, "_spaces": {}}
 
     def reseed_rng(self) -> None:
         """Reseed this sampler and the base sampler, as Optuna asks of each thread."""
@@ -188,7 +211,7 @@ class TransferSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Fix the rule for the trial."""
-        self._pairs.pop((study.study_name, trial.number), None)
+        self._pairs.pop((study_key(study), trial.number), None)
         self._pair(study, trial)
         self._base_sampler.before_trial(study, trial)
 
@@ -199,15 +222,23 @@ class TransferSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Mark the trial, which Optuna has not finished yet."""
+        """Mark the trial, which Optuna has not finished yet, and tell the tracker."""
         pair = self._pair(study, trial)
-        del self._pairs[study.study_name, trial.number]
-        if self._is_ours(trial.distributions) and ELIMINATED not in trial.user_attrs:
-            decision = self._decide(pair.rule, trial.params)
-            audit = decision.eliminated and self._is_audited(trial, trial.params)
-            if audit or not decision.eliminated:
-                for key, value in decision_attributes(decision, audit).items():
-                    _mark(study, trial, key, value)
+        del self._pairs[study_key(study), trial.number]
+        # A gate or pruner with the same rule has marked it; another rule's marks say nothing.
+        if trial.user_attrs.get(RULE) != self._evidence.fingerprint or (
+            ELIMINATED not in trial.user_attrs
+        ):
+            ours = self._is_ours(trial.distributions)
+            verdict = self._verdict(study, pair.rule, trial, trial.params) if ours else None
+            # An eliminated pair that nobody stopped has trained, and a pruned trial that is marked
+            # as eliminated would be taken for one that has not.
+            if verdict is not None and not (verdict.eliminated and state == TrialState.PRUNED):
+                write_attributes(study, trial, marks_of(verdict, trial.user_attrs))
+        if self._tracker is not None:
+            tell_tracker(
+                self._tracker, study, trial, state, values, self._pair_of, self._objective_index
+            )
         self._base_sampler.after_trial(study, trial, state, values)
 
     def _settled(
@@ -221,11 +252,12 @@ class TransferSampler(BaseSampler):
         pair = self._pair(study, trial)
         given = self._given(trial, pair, spaces)
         choices = self._choices(pair.rule, spaces) | {name: [v] for name, v in given.items()}
-        proposed = self._completed(study, trial, params | given, spaces)
-        stands = self._survives(pair.rule, proposed, choices)
-        redirected = not stands
-        if not stands and self._pair_of.is_in(proposed) and self._is_audited(trial, proposed):
-            stands, redirected = True, False
+        proposed = first = self._completed(study, trial, params | given, spaces)
+        verdict = self._verdict(study, pair.rule, trial, first)
+        if verdict is not None:
+            stands = not verdict.eliminated
+        else:
+            stands = self._survives(pair.rule, first, choices)
         again = _TIMES_ASKED - 1 if isinstance(self._base_sampler, _ASKED_AGAIN) else 0
         for _ in range(again):
             if stands:
@@ -239,8 +271,9 @@ class TransferSampler(BaseSampler):
                 # Nothing survives, and the choices are what they are.
                 return params
             proposed = changed
-        if redirected and REDIRECTED not in trial.user_attrs:
-            _mark(study, trial, REDIRECTED, 1)
+        if verdict is not None and verdict.eliminated and not pair.redirected:
+            pair.redirected = True
+            write_attributes(study, trial, {REDIRECTED: 1, PROPOSED: _told(verdict)})
         pair.planned = {name: value for name, value in proposed.items() if name in spaces}
         return params | {name: value for name, value in pair.planned.items() if name in params}
 
@@ -262,9 +295,9 @@ class TransferSampler(BaseSampler):
     def _survives(
         self, rule: EliminationRule, proposed: Params, choices: Mapping[str, Sequence[Any]]
     ) -> bool:
-        """Whether the pair is kept, or may become one that is by what is yet to be proposed."""
+        """Whether a pair is kept; of a part of one, whether it can be completed to such."""
         if self._pair_of.is_in(proposed):
-            return not self._decide(rule, proposed).eliminated
+            return self._is_kept(rule, proposed)
         fixed = {name: [value] for name, value in proposed.items()}
         return self._nearest(rule, proposed, {**choices, **fixed}) is not None
 
@@ -276,51 +309,63 @@ class TransferSampler(BaseSampler):
         None if nothing survives. A joint pair survives if each of its sources does.
         """
         of = self._pair_of
+        alone = dict.fromkeys(of.source_params)
 
-        def options(name: str, target: Any) -> list[Any]:
-            """List what a source can be: as proposed if that survives, else what does."""
-            alone = dict.fromkeys(of.source_params) | {of.target_param: target}
-            kept = [
-                value
-                for value in choices[name]
-                if not self._decide(rule, alone | {name: value}).eliminated
-            ]
-            own = proposed.get(name, _UNKNOWN)
-            return [own] if own in kept else kept
+        def with_target(target: Any) -> Params:
+            return {} if of.target is not None else {of.target_param: target}
 
-        targets = [of.target] if of.target is not None else choices[of.target_param]
-        found = {
-            target: {name: options(name, target) for name in of.source_params}
-            for target in self._rng.sample(targets, len(targets))
-        }
-        survivors = [target for target, sources in found.items() if all(sources.values())]
-        if not survivors:
-            return None
+        def is_kept(name: str, value: Any, target: Any) -> bool:
+            return self._is_kept(rule, alone | with_target(target) | {name: value})
 
-        def changes(target: Any) -> tuple[bool, int]:
-            another = sum(proposed.get(name) not in found[target][name] for name in found[target])
-            return target != proposed.get(of.target_param, target), another
-
-        best = min(survivors, key=changes)
-        changed = {name: self._rng.choice(values) for name, values in found[best].items()}
-        return changed if of.target is not None else changed | {of.target_param: best}
-
-    def _decide(self, rule: EliminationRule, params: Mapping[str, Any]) -> Decision:
-        try:
-            return rule.decide(*self._pair_of(params))
-        except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the rule failed and the proposal stands: {failure}",
-                TransferPrunerWarning,
-                stacklevel=2,
+        def changed(target: Any) -> int:
+            return sum(
+                name not in proposed or not is_kept(name, proposed[name], target)
+                for name in of.source_params
             )
-        return Decision(False, math.nan, math.nan, f"the rule failed: kept; {failure}")
 
-    def _is_audited(self, trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
-        return is_audited(self._audit_fraction, "", trial.number, *self._pair_of(params))
+        def completed(target: Any) -> Params | None:
+            """Keep the proposed sources that survive, and choose among what does for the others."""
+            found = with_target(target)
+            for name in of.source_params:
+                own = proposed.get(name, _UNKNOWN)
+                if own in choices[name] and is_kept(name, own, target):
+                    found[name] = own
+                    continue
+                kept = [value for value in choices[name] if is_kept(name, value, target)]
+                if not kept:
+                    return None
+                found[name] = self._rng.choice(kept)
+            return found
+
+        own = of.target if of.target is not None else proposed.get(of.target_param, _UNKNOWN)
+        if own is not _UNKNOWN:
+            found = completed(own)
+            if found is not None or of.target is not None:
+                return found
+        others = [target for target in choices[of.target_param] if target != own]
+        others = self._rng.sample(others, len(others))
+        # One after the other, so that a search over many tasks does not try every pair.
+        results = (completed(target) for target in sorted(others, key=changed))
+        return next((found for found in results if found is not None), None)
+
+    def _is_kept(self, rule: EliminationRule, params: Mapping[str, Any]) -> bool:
+        verdict = self._decide(rule, params, search="", trial="", fingerprint="", audit=False)
+        return verdict is None or not verdict.eliminated
+
+    def _verdict(
+        self,
+        study: optuna.Study,
+        rule: EliminationRule,
+        trial: FrozenTrial,
+        params: Mapping[str, Any],
+    ) -> Verdict | None:
+        return self._decide(
+            rule,
+            params,
+            search=study.study_name,
+            trial=first_number(trial),
+            fingerprint=self._evidence.fingerprint,
+        )
 
     def _is_ours(self, distributions: Mapping[str, BaseDistribution]) -> bool:
         """Whether there is a pair, of tasks and not of numbers."""
@@ -331,13 +376,14 @@ class TransferSampler(BaseSampler):
 
     def _pair(self, study: optuna.Study, trial: FrozenTrial) -> _PairOfTrial:
         """Find what is fixed for a trial; anew in a process that did not start it."""
-        key = study.study_name, trial.number
+        key = study_key(study), trial.number
         if key not in self._pairs:
-            whole = _whole(study)
-            if study.study_name not in self._spaces:
-                self._spaces[study.study_name] = {}
-                record_study(whole, self._rule_of_now.first)
-            rule = self._rule_of_now(whole)
+            whole = whole_study(study)
+            if study_key(study) not in self._spaces:
+                self._spaces[study_key(study)] = {}
+                tolerate_eliminated_trials(self._base_sampler, lambda frozen: not ran(frozen))
+            self._evidence.meet(whole)
+            rule = self._evidence.rule(whole)
             self._pairs[key] = _PairOfTrial(rule, trial.system_attrs.get("fixed_params", {}))
         return self._pairs[key]
 
@@ -351,13 +397,13 @@ class TransferSampler(BaseSampler):
 
     def _remember(self, study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
         found = {name: space[name] for name in self._pair_of.params if name in space}
-        self._spaces.setdefault(study.study_name, {}).update(found)
+        self._spaces.setdefault(study_key(study), {}).update(found)
 
     def _known_spaces(self, study: optuna.Study) -> dict[str, CategoricalDistribution] | None:
         """Find the choices of the pair's parameters; None if they are not tasks but numbers."""
-        known = self._spaces[study.study_name]
+        known = self._spaces[study_key(study)]
         if not self._pair_of.is_in(known):
-            for past in reversed(_whole(study).get_trials(deepcopy=False)):
+            for past in reversed(whole_study(study).get_trials(deepcopy=False)):
                 self._remember(study, past.distributions | known)
                 if self._pair_of.is_in(known):
                     break
@@ -370,12 +416,13 @@ class TransferSampler(BaseSampler):
 
     def _choices(self, rule: EliminationRule, spaces: _Spaces) -> dict[str, list[Any]]:
         """List what the pair's parameters can be; the rule's tasks where that is not known yet."""
-        choices = {name: list(space.choices) for name, space in spaces.items()}
+        choices: dict[str, list[Any]] = {
+            name: list(space.choices) for name, space in spaces.items()
+        }
         if not self._pair_of.is_in(choices):
-            table = rule.table()
             for name in self._pair_of.params:
-                column = "target" if name == self._pair_of.target_param else "source"
-                choices.setdefault(name, sorted(set(table[column])))
+                is_target = name == self._pair_of.target_param
+                choices.setdefault(name, sorted(rule.targets if is_target else rule.sources))
         return choices
 
 
@@ -386,16 +433,13 @@ class _PairOfTrial:
     rule: EliminationRule
     enqueued: Params
     planned: Params = field(default_factory=dict)
+    redirected: bool = False
 
 
-def _whole(study: optuna.Study) -> optuna.Study:
-    """Find the study itself where HyperbandPruner shows samplers the trials of one bracket."""
-    whole: optuna.Study = getattr(study, "_study", study)
-    return whole
-
-
-def _mark(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    # Optuna hands samplers a frozen trial, on which no public call can write; the live trial
-    # shares its attributes while it runs.
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)
-    trial.user_attrs[key] = value
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """Make what is written of an eliminated proposal."""
+    source = list(verdict.source) if isinstance(verdict.source, tuple) else verdict.source
+    told: dict[str, Any] = {"source": source, "target": verdict.target}
+    decision = verdict.decision
+    score = {} if math.isnan(decision.score) else {"score": decision.score}
+    return told | score | {"reason": decision.reason}

@@ -120,10 +120,29 @@ class DecidedPairs:
             return decisions[worst]
         return replace(decisions[worst], reason=f"{worst}: {decisions[worst].reason}")
 
-    def keeps_any(self, target: str | None = None) -> bool:
-        """Whether some pair, of the target if one is named, is kept, or none is known."""
-        eliminated = self._decisions.columns["eliminated"][self._rows_of(target)]
-        return not len(eliminated) or not eliminated.all()
+    @cached_property
+    def sources(self) -> frozenset[str]:
+        """Names of the source tasks that it knows."""
+        return self._named("source")
+
+    @cached_property
+    def targets(self) -> frozenset[str]:
+        """Names of the target tasks that it knows."""
+        return self._named("target")
+
+    def _named(self, side: str) -> frozenset[str]:
+        codes = np.unique(self._decisions.columns[side]).tolist()
+        return frozenset(self._decisions.tasks[code] for code in codes)
+
+    def keeps_any(self, target: str | None = None, *, source: str | None = None) -> bool:
+        """Whether some pair is kept, of the target or source that is named; or none is known."""
+        rows, columns = self._rows_of(target), self._decisions.columns
+        eliminated = columns["eliminated"][rows]
+        if source is not None:
+            tasks = self._decisions.tasks
+            own = [code for code, task in enumerate(tasks) if task == str(task_name(source))]
+            eliminated = eliminated[np.isin(columns["source"][rows], own)]
+        return not len(eliminated) or not bool(eliminated.all())
 
     def kept(self, target: str) -> list[str]:
         """Name the sources that are kept for a target, the best-scored first."""

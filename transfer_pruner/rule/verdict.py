@@ -16,7 +16,7 @@ from typing import Any
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.tasks import PairParams, Source
+from transfer_pruner.tasks import PairParams, Source, task_name
 
 
 def check_fraction(fraction: float) -> float:
@@ -44,7 +44,7 @@ def is_audited(fraction: float, search: str, trial: str | int, source: Source, t
     search : str
         The search's own name: a study's, an experiment's.
     trial : str or int
-        What the host calls the trial.
+        What the host calls the trial; of one that is run again after it died, the first try.
     source, target
         As `transfer_pruner.PairParams` takes them from its parameters.
     """
@@ -128,7 +128,7 @@ class Decider:
         search: str,
         trial: str | int,
         fingerprint: str | None = None,
-        earlier: Mapping[str, Any] | None = None,
+        audit: bool = True,
     ) -> Verdict | None:
         """Decide on a trial; None if its parameters hold no pair, which is not warned about here.
 
@@ -141,10 +141,8 @@ class Decider:
             As for `is_audited`.
         fingerprint : str, optional
             Of the rule that the user gave, where `rule` is what it has learnt so far.
-        earlier : mapping of str to value, optional
-            Marks that the trial bears already, without their prefix. Those of the same rule hold:
-            a trial that died and is run again under another number stays an audit. Those of another
-            rule decide nothing.
+        audit : bool
+            Whether the audit draws; not where only what the rule says is asked for.
         """
         try:
             if not self.pair_of.is_in(params):
@@ -155,18 +153,22 @@ class Decider:
             self.warn("pair", f"source_param failed and the trial is kept: {failure}")
             return None
         try:
-            fingerprint = fingerprint or rule.fingerprint
-            self._say_if_nothing_survives(rule)
+            fingerprint = rule.fingerprint if fingerprint is None else fingerprint
             decision = rule.decide(source, target)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
             self.warn("decide", f"the rule failed and the trial is kept: {failure}")
             decision = Decision(False, math.nan, math.nan, f"the rule failed: kept; {failure}")
-        known = earlier if earlier and earlier.get("rule") == fingerprint else {}
-        audit = decision.eliminated and (
-            "audit" in known or is_audited(self.audit_fraction, search, trial, source, target)
-        )
-        return Verdict(source, target, decision, audit, fingerprint or "")
+        self._say_if_nothing_survives(rule)
+        fraction = self.audit_fraction if audit and decision.eliminated else 0.0
+        audited = is_audited(fraction, search, trial, source, target)
+        return Verdict(source, target, decision, audited, fingerprint or "")
+
+    def names_a_task(self, rule: EliminationRule, params: Mapping[str, Any]) -> bool:
+        """Whether a parameter that is not the pair's holds a task of the rule."""
+        tasks = rule.sources | rule.targets
+        others = self.pair_of.hyperparameters(params).values()
+        return any(isinstance(value, str) and task_name(value) in tasks for value in others)
 
     def warn_without_pair(self, params: Mapping[str, Any]) -> None:
         """Warn once that a trial is kept whose parameters hold no pair, naming those it has."""

@@ -127,37 +127,56 @@ def test_tpe_still_infers_every_parameter_afterwards(
     assert sampler.infer_relative_search_space(study, trials[-1]).keys() == SPACE.keys()
 
 
-def test_an_existing_study_shows_its_space_and_no_extra_trial_runs(rule: EliminationRule) -> None:
+def test_an_existing_study_shows_what_eliminated_trials_would_have_had(
+    rule: EliminationRule,
+) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(Objective(), n_trials=3)
     objective = Objective()
     study.optimize(gate(objective, rule), n_trials=40)
     assert len(study.trials) == 43
     gated = study.trials[3:]
-    assert objective.entered == sum(trial.state == TrialState.COMPLETE for trial in gated)
+    assert len(objective.trained) == sum(t.state == TrialState.COMPLETE for t in gated) < 30
+    assert all(trial.params.keys() == SPACE.keys() for trial in gated)
 
 
-def test_a_fresh_study_learns_its_space_from_one_kept_pair(rule: EliminationRule) -> None:
+def test_in_a_fresh_study_a_pair_that_trains_comes_first(rule: EliminationRule) -> None:
+    for seed in range(5):
+        objective = Objective()
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        study.optimize(gate(objective, rule), n_trials=3)
+        assert len(study.trials) == 3
+        first = study.trials[0]
+        assert first.state == TrialState.COMPLETE
+        assert first.params["source"] != first.params["target"], "a transfer shows the space"
+        assert all(trial.params.keys() == SPACE.keys() for trial in study.trials)
+
+
+def test_every_trial_is_the_users_and_callbacks_see_the_one_that_trained(
+    rule: EliminationRule,
+) -> None:
+    seen = []
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial({"source": "f", "target": "e"})
-    objective = Objective()
-    study.optimize(gate(objective, rule), n_trials=1)
-    first, scout = study.trials
-    assert first.state == TrialState.PRUNED
-    assert first.params.keys() == SPACE.keys()
-    assert scout.state == TrialState.COMPLETE
-    assert objective.trained == [("e", "e")] or not eliminated(rule, objective.trained[0])
-    assert scout.params["target"] == "e"
-    assert scout.user_attrs["transfer_pruner.scout"] == 1
+    limit = optuna.study.MaxTrialsCallback(2, states=(TrialState.COMPLETE,))
+    study.optimize(
+        gate(Objective(), rule),
+        n_trials=30,
+        callbacks=[limit, lambda _, trial: seen.append(trial.number)],
+    )
+    assert seen == [trial.number for trial in study.trials]
+    assert sum(trial.state == TrialState.COMPLETE for trial in study.trials) == 2
+    assert study.trials[0].state == TrialState.PRUNED
 
 
-def test_the_scout_leaves_what_the_user_enqueued_alone(rule: EliminationRule) -> None:
+def test_what_was_enqueued_is_nobodys_to_change(rule: EliminationRule) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial({"source": "f", "target": "e"})
     study.enqueue_trial({"source": "a", "target": "b"})
-    study.optimize(gate(Objective(), rule), n_trials=1)
-    states = [trial.state for trial in study.trials]
-    assert states == [TrialState.PRUNED, TrialState.WAITING, TrialState.COMPLETE]
+    study.optimize(gate(Objective(), rule), n_trials=2)
+    pairs = [(trial.params["source"], trial.params["target"]) for trial in study.trials]
+    assert pairs == [("f", "e"), ("a", "b")]
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -174,9 +193,7 @@ def test_a_grid_whose_first_pair_is_eliminated_is_visited_whole(
 
     study = optuna.create_study(sampler=optuna.samplers.GridSampler(grid, seed=seed))
     study.optimize(gate(objective, rule))
-    scouts = sum("transfer_pruner.scout" in trial.user_attrs for trial in study.trials)
-    assert len(study.trials) == 24 + scouts
-    assert scouts == (study.trials[0].state == TrialState.PRUNED)
+    assert len(study.trials) == 24
     kept = {
         (s, t, lr)
         for s in TASKS
@@ -185,7 +202,7 @@ def test_a_grid_whose_first_pair_is_eliminated_is_visited_whole(
         if not eliminated(rule, (s, t))
     }
     assert set(trained) == kept
-    assert len(trained) == len(kept) + scouts
+    assert len(trained) == len(kept)
 
 
 def test_where_every_pair_is_eliminated_nothing_trains() -> None:
@@ -195,7 +212,8 @@ def test_where_every_pair_is_eliminated_nothing_trains() -> None:
         raise AssertionError("trained")
 
     study = optuna.create_study()
-    study.optimize(gate(objective, rule_keeping(set())), n_trials=5)
+    with pytest.warns(TransferPrunerWarning, match="the rule eliminates every pair that it knows"):
+        study.optimize(gate(objective, rule_keeping(set())), n_trials=5)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 5
 
 
@@ -257,23 +275,6 @@ def test_a_failing_objective_fails_as_it_would_without_the_gate(rule: Eliminatio
     assert log.records[-1].outcome == "failed"
 
 
-def test_a_scout_that_the_pruner_stops_has_shown_the_space(rule: EliminationRule) -> None:
-    trained = []
-
-    def objective(trial: optuna.Trial) -> float:
-        source = trial.suggest_categorical("source", TASKS)
-        target = trial.suggest_categorical("target", TASKS)
-        trial.suggest_float("lr", 0, 1)
-        trained.append((source, target))
-        raise optuna.TrialPruned
-
-    study = optuna.create_study()
-    study.enqueue_trial({"source": "f", "target": "e"})
-    study.optimize(gate(objective, rule), n_trials=1)
-    assert len(trained) == 1
-    assert all(trial.params.keys() == {"source", "target", "lr"} for trial in study.trials)
-
-
 def test_a_value_that_is_no_number_is_optunas_to_refuse(rule: EliminationRule) -> None:
     log = Log()
     study = optuna.create_study()
@@ -282,14 +283,6 @@ def test_a_value_that_is_no_number_is_optunas_to_refuse(rule: EliminationRule) -
     study.optimize(wrong, n_trials=1)
     assert study.trials[0].state == TrialState.FAIL
     assert len(log.records) == 1
-
-
-def test_a_failing_scout_fails_loudly(rule: EliminationRule) -> None:
-    study = optuna.create_study()
-    study.enqueue_trial({"source": "f", "target": "e"})
-    with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        study.optimize(gate(Objective(fail=True), rule), n_trials=1)
-    assert {trial.state for trial in study.trials} == {TrialState.FAIL}
 
 
 def test_trials_that_a_pruner_stops_early_have_trained(rule: EliminationRule) -> None:
@@ -480,23 +473,46 @@ def test_a_pair_that_one_branch_suggests_is_decided_there(rule: EliminationRule)
         assert trial.params.keys() == {"lr", "transfer", "source", "target", "frozen_layers"}
     for trial in complete:
         assert ("source" in trial.params) == trial.params["transfer"]
-    # At most one trial more than asked for: the scout, and only while the branch was not known.
-    scouts = [trial for trial in study.trials if "transfer_pruner.scout" in trial.user_attrs]
-    assert len(study.trials) - 80 == len(scouts) <= 1
+    assert len(study.trials) == 80
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_the_scout_takes_the_branch_of_the_trial_that_needs_it(rule: EliminationRule) -> None:
-    study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, group=True)
-    )
-    study.enqueue_trial({"lr": 0.01, "transfer": True, "source": "f", "target": "e"})
+def test_single_task_trials_of_another_branch_stay_what_they_are(rule: EliminationRule) -> None:
+    # All finished trials happen to be transfers; that proves nothing about the next one.
     objective = Branching()
-    study.optimize(gate(objective, rule), n_trials=1)
-    first, scout = study.trials
-    assert scout.params["transfer"] is True
-    assert first.params.keys() == scout.params.keys()
-    assert len(objective.trained) == 1
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    gated = gate(objective, rule)
+    for source in ("a", "f", "a", "b"):
+        study.enqueue_trial({"transfer": True, "source": source, "target": "a"})
+    study.optimize(gated, n_trials=4)
+    for _ in range(5):
+        study.enqueue_trial({"transfer": False})
+    study.optimize(gated, n_trials=5)
+    alone = study.trials[4:]
+    assert all(trial.state == TrialState.COMPLETE for trial in alone)
+    assert all(trial.params.keys() == {"lr", "transfer"} for trial in alone)
+    assert len(records_from_study(study)) == 4, "and are no transfers"
+
+
+def test_eliminated_trials_get_no_parameters_of_other_branches(rule: EliminationRule) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("source", TASKS)
+        trial.suggest_categorical("target", TASKS)
+        if trial.suggest_categorical("opt", ["adam", "sgd"]) == "sgd":
+            trial.suggest_float("momentum", 0, 1)
+        else:
+            trial.suggest_float("beta", 0, 1)
+        return trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+
+    for seed in range(3):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        study.enqueue_trial({"source": "a", "target": "b", "opt": "sgd"})
+        study.optimize(gate(objective, rule), n_trials=60)
+        for trial in study.trials:
+            own = "momentum" if trial.params.get("opt") == "sgd" else "beta"
+            assert trial.params.keys() <= {"source", "target", "opt", own, "lr"}
+        sgd = [t for t in study.trials if t.params.get("opt") == "sgd"]
+        assert sgd
+        assert all({"momentum", "lr"} <= trial.params.keys() for trial in sgd), "what is known"
 
 
 def test_a_joint_trial_is_eliminated_for_one_bad_source(rule: EliminationRule) -> None:
@@ -534,7 +550,8 @@ def test_one_of_several_objectives_is_the_score(rule: EliminationRule) -> None:
 def test_audit_trials_run_although_their_pair_is_eliminated(rule: EliminationRule) -> None:
     def search() -> tuple[optuna.Study, Objective, Log]:
         objective, log = Objective(), Log()
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        study = optuna.create_study(study_name="audited", sampler=sampler)
         gated = gate(objective, rule, search_space=SPACE, audit_fraction=0.25, tracker=log)
         study.optimize(gated, n_trials=120)
         return study, objective, log

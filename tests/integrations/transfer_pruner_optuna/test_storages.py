@@ -40,14 +40,13 @@ from tests.integrations.transfer_pruner_optuna.worker import (
 )
 from transfer_pruner import Decision, EliminationRule, PairParams, estimate_savings
 from transfer_pruner_optuna import gate, records_from_study
-from transfer_pruner_optuna.learning import RuleOfNow
+from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.records import transfers_from_trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ROOT = Path(__file__).parents[3]
 ELIMINATED = "transfer_pruner.eliminated"
-SCOUT = "transfer_pruner.scout"
 N_PROCESSES, N_THREADS = 4, 4
 
 
@@ -187,8 +186,7 @@ def finished(
 
 
 def test_no_trial_is_lost(finished: Finished) -> None:
-    scouts = [trial for trial in finished.trials if SCOUT in trial.user_attrs]
-    assert len(finished.trials) == finished.asked + len(scouts)
+    assert len(finished.trials) == finished.asked
     assert [trial.number for trial in finished.trials] == list(range(len(finished.trials)))
     assert all(trial.state.is_finished() for trial in finished.trials)
     by_number = {trial.number: trial for trial in finished.trials}
@@ -224,13 +222,17 @@ def test_an_eliminated_trial_is_pruned_with_every_parameter(finished: Finished) 
 def test_every_thread_of_every_process_decides_as_the_rule(finished: Finished) -> None:
     for trial in finished.trials:
         decision = finished.rule.decide(*pair(trial))
-        expected: dict[str, Any] = {ELIMINATED: int(decision.eliminated)}
+        expected: dict[str, Any] = {
+            ELIMINATED: int(decision.eliminated),
+            "transfer_pruner.rule": finished.rule.fingerprint,
+        }
         if not math.isnan(decision.score):
             expected["transfer_pruner.score"] = decision.score
+        if not math.isnan(decision.probability):
+            expected["transfer_pruner.probability"] = decision.probability
         if decision.eliminated:
             expected["transfer_pruner.reason"] = decision.reason
-        attributes = {k: v for k, v in trial.user_attrs.items() if k != SCOUT}
-        assert attributes == expected
+        assert trial.user_attrs == expected
 
 
 def test_the_savings_are_what_the_storage_holds(finished: Finished) -> None:
@@ -416,14 +418,14 @@ def test_workers_that_learn_and_come_back_decide_as_who_was_there_all_along(
         study.enqueue_trial({"source": task, "target": task})
     # One worker alone takes them: on sqlite, Optuna may give an enqueued trial to two.
     assert search.start(len(TASKS)).wait(timeout=250) == 0
-    there = RuleOfNow(rule_of(search.folder), PairParams())
+    there = Evidence(rule_of(search.folder), PairParams())
     victim, *others = [search.start(30, seconds=0.01) for _ in range(4)]
     wait_for(50, search)
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
     assert [worker.wait(timeout=250) for worker in others] == [0, 0, 0]
     n_before = len(study.get_trials())
-    everyones = there(study)
+    everyones = there.rule(study)
     assert everyones.settings["transfers"] >= 10
 
     back = search.start(40)
@@ -431,7 +433,7 @@ def test_workers_that_learn_and_come_back_decide_as_who_was_there_all_along(
     knew, knows = (Log.read(search.folder, event) for event in ("start", "stop"))
     fingerprints = {"pid": back.pid, "fingerprint": everyones.fingerprint}
     assert {"event": "start", **fingerprints} in knew
-    fingerprints["fingerprint"] = there(study).fingerprint
+    fingerprints["fingerprint"] = there.rule(study).fingerprint
     assert {"event": "stop", **fingerprints} in knows
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]

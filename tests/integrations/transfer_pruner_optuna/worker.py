@@ -28,7 +28,7 @@ from tests.integrations.transfer_pruner_optuna.storages import open_storage
 from transfer_pruner import EliminationRule, LearningRule, PairParams, TransferPredictor
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner_optuna import TransferPruner, gate
-from transfer_pruner_optuna.learning import RuleOfNow
+from transfer_pruner_optuna.evidence import Evidence
 
 TASKS = ["a", "b", "c", "d", "e", "f"]
 SPACE: dict[str, BaseDistribution] = {
@@ -163,14 +163,16 @@ def work(job: Job, study: optuna.Study) -> None:
     else:
         space = SPACE if job.adapter == "gate, space given" else None
         run = gate(objective, rule, search_space=space, audit_fraction=job.audit_fraction)
-    now = RuleOfNow(rule, PairParams())(study)
+    now = Evidence(rule, PairParams()).rule(study)
     log.write("start", pid=os.getpid(), fingerprint=now.fingerprint)
 
     def told(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         log.write("told", number=trial.number, state=trial.state.name, value=trial.value)
 
     study.optimize(run, n_trials=job.n_trials, n_jobs=job.n_jobs, callbacks=[told])
-    log.write("stop", pid=os.getpid(), fingerprint=RuleOfNow(rule, PairParams())(study).fingerprint)
+    log.write(
+        "stop", pid=os.getpid(), fingerprint=Evidence(rule, PairParams()).rule(study).fingerprint
+    )
 
 
 def main() -> None:

@@ -74,15 +74,6 @@ def test_marks_are_numbers_and_say_which_rule_decided() -> None:
     assert marks["reason"] == "why b"
 
 
-def test_an_audit_stays_one_and_a_mark_of_another_rule_decides_nothing() -> None:
-    decider = Decider(PairParams())
-    ours = {"rule": A_HELPS.fingerprint, "eliminated": 1, "audit": 1}
-    assert verdict(decider, "b", earlier=ours).audit
-    assert not verdict(decider, "b", earlier=ours | {"rule": "another"}).audit
-    assert not verdict(decider, "b", earlier={"audit": 1}).audit
-    assert not verdict(decider, "a", earlier=ours).audit, "a kept pair is no audit"
-
-
 def test_without_a_pair_there_is_no_verdict_and_the_parameters_are_named_once() -> None:
     decider = Decider(PairParams())
     params = {"src": "a", "tgt": "t"}
@@ -92,6 +83,12 @@ def test_without_a_pair_there_is_no_verdict_and_the_parameters_are_named_once() 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decider.warn_without_pair(params)
+
+
+def test_a_parameter_that_holds_a_task_under_another_name_is_seen() -> None:
+    decider = Decider(PairParams())
+    assert decider.names_a_task(A_HELPS, {"src": "a", "lr": 0.1})
+    assert not decider.names_a_task(A_HELPS, {"source": "a", "optimizer": "adam", "layers": 2})
 
 
 class Broken(EliminationRule):

@@ -23,7 +23,7 @@ from transfer_pruner import LearningRule, PairParams, TransferPredictor, Transfe
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import EliminationRule
 from transfer_pruner_optuna import TransferPruner, gate, records_from_study
-from transfer_pruner_optuna.learning import RuleOfNow
+from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.records import transfers_from_trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -181,13 +181,13 @@ def test_processes_on_one_storage_agree_and_a_restart_continues(kind: str, tmp_p
 
 def test_a_restart_decides_as_who_was_there_all_along(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    study, there = a_study(storage), RuleOfNow(learning_rule(), PairParams())
+    study, there = a_study(storage), Evidence(learning_rule(), PairParams())
     gated = gate(objective, learning_rule(), search_space=SPACE)
     for _ in range(4):
         study.optimize(gated, n_trials=10)
-        anew = RuleOfNow(learning_rule(), PairParams())(a_study(storage))
-        assert there(study).fingerprint == anew.fingerprint
-    assert there(study).settings["transfers"] > 0
+        anew = Evidence(learning_rule(), PairParams()).rule(a_study(storage))
+        assert there.rule(study).fingerprint == anew.fingerprint
+    assert there.rule(study).settings["transfers"] > 0
 
 
 def test_a_trial_that_becomes_visible_late_is_made_up_for() -> None:
@@ -196,11 +196,11 @@ def test_a_trial_that_becomes_visible_late_is_made_up_for() -> None:
     *early, late, last = sorted(study.trials, key=lambda t: (ended(t), t.number))
     here = optuna.create_study(study_name="shared", direction="maximize")
     here.add_trials([*early, last])
-    now = RuleOfNow(learning_rule(), PairParams())
-    too_early = now(here).fingerprint
+    now = Evidence(learning_rule(), PairParams())
+    too_early = now.rule(here).fingerprint
     here.add_trial(late)
-    everyones = RuleOfNow(learning_rule(), PairParams())(study).fingerprint
-    assert now(here).fingerprint == everyones != too_early
+    everyones = Evidence(learning_rule(), PairParams()).rule(study).fingerprint
+    assert now.rule(here).fingerprint == everyones != too_early
 
 
 def test_the_pruner_learns_too() -> None:
@@ -249,14 +249,14 @@ def test_the_pruner_decides_and_writes_once_a_trial(monkeypatch: pytest.MonkeyPa
     write = study._storage.set_trial_user_attr
 
     def counted(trial_id: int, key: str, value: object) -> None:
-        written.append(key)
+        written.append(key.removeprefix("transfer_pruner."))
         write(trial_id, key, value)
 
     monkeypatch.setattr(study._storage, "set_trial_user_attr", counted)
     for step in range(5):
         assert trial.should_prune() is False
         trial.report(0.5, step)
-    assert written == ["transfer_pruner.eliminated", "transfer_pruner.score"]
+    assert written == ["eliminated", "rule", "score", "probability"]
 
 
 class Failing(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -296,13 +296,13 @@ def test_several_objectives_are_refused() -> None:
 
 
 def test_one_gate_in_two_studies_of_one_name_keeps_them_apart() -> None:
-    now = RuleOfNow(learning_rule(), PairParams())
+    now = Evidence(learning_rule(), PairParams())
     prints = []
     for seed in (0, 1):
         study = a_study(seed=seed)
         study.optimize(objective, n_trials=40)
         prints.append(now(study).fingerprint)
-        assert prints[-1] == RuleOfNow(learning_rule(), PairParams())(study).fingerprint
+        assert prints[-1] == Evidence(learning_rule(), PairParams()).rule(study).fingerprint
     assert prints[0] != prints[1]
 
 
