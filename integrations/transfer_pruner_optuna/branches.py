@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from transfer_pruner.tasks import PairParams
+from transfer_pruner_optuna.trial import as_json
 
 _SOURCE, _END = "<source>", "<end>"
 
@@ -100,15 +101,10 @@ class Branches:
         if name == self._pair_of.target_param and self._pair_of.target is None:
             return name, name
         if isinstance(distribution, CategoricalDistribution):
-            return name, (name, repr(_plain(value)))
+            return name, (name, repr(as_json(value)))
         return name, name
 
     def _read_by_callable(self, params: Any) -> set[str]:
         if self._pair_of.is_named or self._pair_of.source_params:
             return set()
         return set(self._pair_of.names_in(params)) - {self._pair_of.target_param}
-
-
-def _plain(value: Any) -> Any:
-    """Take a choice as a storage that writes JSON gives it back: tuples as lists."""
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

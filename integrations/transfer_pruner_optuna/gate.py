@@ -140,6 +140,8 @@ class _Gate:
         self._objective_index = objective_index
         self._tracker = tracker
         self._trials_without_pair = 0
+        # The objective's own choices, as far as it has suggested them in this process.
+        self._choices: dict[str, Sequence[Any]] = {}
 
     def _checked(
         self, search_space: Mapping[str, BaseDistribution | Sequence[Any]]
@@ -210,6 +212,8 @@ class _Gate:
         verdict: Verdict | None = None
 
         def before(trial: Trial, name: str, choices: Sequence[Any]) -> None:
+            self._pair_of.check({name: None})
+            self._choices[name] = choices
             self._lead_into_branch(trial, rule, name, choices)
 
         def after(trial: Trial) -> bool:
@@ -228,7 +232,8 @@ class _Gate:
         except PairEliminated as eliminated:
             verdict = eliminated.verdict
         while (following := self._following(trial)) is not None:
-            suggest(trial, *following)
+            name, distribution = following
+            suggest(trial, name, distribution, self._choices.get(name))
         raise self._eliminate(trial, verdict)
 
     def _following(self, trial: Trial) -> tuple[str, BaseDistribution] | None:

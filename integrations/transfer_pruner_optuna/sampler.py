@@ -231,6 +231,10 @@ class TransferSampler(BaseSampler):
         ):
             ours = self._is_ours(trial.distributions)
             verdict = self._verdict(study, pair.rule, trial, trial.params) if ours else None
+            if not self._pair_of.is_in(trial.params) and self._decide.names_a_task(
+                self._evidence.first, trial.params
+            ):
+                self._decide.warn_without_pair(trial.params)
             # An eliminated pair that nobody stopped has trained, and a pruned trial that is marked
             # as eliminated would be taken for one that has not.
             if verdict is not None and not (verdict.eliminated and state == TrialState.PRUNED):

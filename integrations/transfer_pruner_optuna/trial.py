@@ -33,7 +33,7 @@ class WatchedTrial(Trial):
     ----------
     trial : optuna.Trial
     before : callable of (trial, name, choices)
-        Told before a categorical parameter is suggested, until the pair is decided.
+        Told before a categorical parameter is suggested.
     after : callable of trial to bool
         Told after each suggestion, until it says that the pair is decided.
     """
@@ -57,8 +57,7 @@ class WatchedTrial(Trial):
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         """Suggest, and tell before and after."""
-        if not self._decided:
-            self._before(self, name, choices)
+        self._before(self, name, choices)
         return self._told(super().suggest_categorical(name, choices))
 
     def suggest_float(self, *args: Any, **kwargs: Any) -> float:
@@ -77,16 +76,29 @@ class WatchedTrial(Trial):
         return value
 
 
+def as_json(value: Any) -> Any:
+    """Take a choice, or choices, as a storage that writes JSON gives them back."""
+    return [as_json(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def _plain_trial(state: dict[str, Any]) -> Trial:
     trial = Trial.__new__(Trial)
     trial.__dict__.update(state)
     return trial
 
 
-def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
-    """Suggest a parameter by its distribution; one that was suggested before stays as it is."""
+def suggest(
+    trial: Trial, name: str, distribution: BaseDistribution, choices: Sequence[Any] | None = None
+) -> None:
+    """Suggest a parameter by its distribution; one that was suggested before stays as it is.
+
+    `choices` are the objective's own, where they are known: from a storage that writes JSON, tuples
+    come back as lists, which Optuna takes for other choices.
+    """
     if isinstance(distribution, CategoricalDistribution):
-        trial.suggest_categorical(name, distribution.choices)
+        own = choices is not None and as_json(choices) == as_json(distribution.choices)
+        taken: Any = choices if own else distribution.choices
+        trial.suggest_categorical(name, taken)
     elif isinstance(distribution, FloatDistribution):
         trial.suggest_float(
             name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
