@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import optuna
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
@@ -39,12 +38,10 @@ def scored_records(
     """
     objective = check_objective(study, objective_index)
     trials = study.get_trials(deepcopy=False)
-    stopped = {trial.number for trial in trials if trial.state == TrialState.PRUNED}
-    maximize = study.directions[objective] == StudyDirection.MAXIMIZE
     records = [
-        replace(r, maximize=maximize, value=math.nan if r.number in stopped else r.value)
-        for r in records_from_trials(study, trials, pair_of, None, objective)
-        if not isinstance(r.source, tuple)
+        record
+        for record in records_from_trials(study, trials, pair_of, None, objective)
+        if not isinstance(record.source, tuple)
     ]
     if rule is None:
         return records

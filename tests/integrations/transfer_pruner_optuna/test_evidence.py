@@ -301,7 +301,7 @@ def test_one_gate_in_two_studies_of_one_name_keeps_them_apart() -> None:
     for seed in (0, 1):
         study = a_study(seed=seed)
         study.optimize(objective, n_trials=40)
-        prints.append(now(study).fingerprint)
+        prints.append(now.rule(study).fingerprint)
         assert prints[-1] == Evidence(learning_rule(), PairParams()).rule(study).fingerprint
     assert prints[0] != prints[1]
 
