@@ -26,6 +26,12 @@ def study_key(study: optuna.Study) -> Hashable:
     return id(study._storage), study._study_id, study.study_name
 
 
+def keeps_order(study: optuna.Study) -> bool:
+    """Whether the storage gives a trial's parameters back in the order of their suggestion."""
+    # gRPC's messages hold them in a map, which has none.
+    return type(study._storage).__name__ != "GrpcStorageProxy"
+
+
 def first_number(trial: Trial | FrozenTrial) -> int:
     """Find a trial's number; of one that died and is run again, that of the first try."""
     live: Any = getattr(trial, "_cached_frozen_trial", trial)

@@ -3,108 +3,102 @@
 An eliminated trial should bear the parameters that it would have had, since samplers infer their
 search space from it too: one that stops after source and target narrows TPE's space to those two
 for good. But what a trial has not suggested itself may belong to another branch of the objective.
-So it takes a parameter only if every trial that trained on a like pair, and agreed with it on all
-categorical parameters up to there, suggested that parameter next.
+So it takes a parameter only if every trial that trained on a like pair, and agrees with it on all
+categorical parameters that it has so far, has that parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna.trial import as_json
 
-_SOURCE, _END = "<source>", "<end>"
+_SOURCE = "<source>"
 
 
-@dataclass
-class _Place:
-    """What trials of one branch suggested next: a parameter, and where each value of it leads."""
+@dataclass(frozen=True)
+class _Shape:
+    """What tells branches apart: the names of a trial's parameters, and its categorical values."""
 
-    next: dict[str, BaseDistribution | None] = field(default_factory=dict)
-    places: dict[Hashable, _Place] = field(default_factory=dict)
+    names: tuple[str, ...]
+    values: frozenset[tuple[str, str]]
+
+    def begins_as(self, other: _Shape) -> bool:
+        return set(other.names) <= set(self.names) and other.values <= self.values
 
 
 class Branches:
-    """Remembers the order in which trained trials suggested their parameters.
+    """Remembers which parameters trained trials had, and in which order.
 
     Parameters
     ----------
     pair_of : PairParams
+    keeps_order : bool
+        Whether the study's storage gives parameters back in the order of their suggestion. If not,
+        categorical parameters are taken to come first, since others may depend on them.
     """
 
-    def __init__(self, pair_of: PairParams) -> None:
+    def __init__(self, pair_of: PairParams, *, keeps_order: bool = True) -> None:
         self._pair_of = pair_of
-        self._of_target: dict[str, _Place] = {}
-        self._of_all = _Place()
+        self._keeps_order = keeps_order
+        # By target and shape, the distributions of a trial that had it.
+        self._seen: dict[tuple[str, _Shape], Mapping[str, BaseDistribution]] = {}
         self.order: tuple[str, ...] = ()
         """Names of the parameters of the first trained trial, in the order of their suggestion."""
 
     @property
     def targets(self) -> int:
         """How many targets have a trial that trained on a pair."""
-        return len(self._of_target)
+        return len({target for target, _ in self._seen})
 
     def add(self, trial: FrozenTrial) -> None:
-        """Learn from a trial that trained; from one without a source nothing is learnt."""
+        """Learn from a trial that trained; from one without a source nothing but the order."""
         if not self._pair_of.is_in(trial.params):
             return
-        self.order = self.order or tuple(trial.params)
+        if self._keeps_order:
+            self.order = self.order or tuple(trial.params)
         source, target = self._pair_of(trial.params)
-        if source is None:
-            return
-        for place in (self._of_target.setdefault(target, _Place()), self._of_all):
-            for name, value in trial.params.items():
-                known, step = self._step(trial.params, name, value, trial.distributions[name])
-                place.next[known] = trial.distributions[name]
-                place = place.places.setdefault(step, _Place())
-            place.next[_END] = None
+        if source is not None:
+            in_order = {name: trial.distributions[name] for name in trial.params}
+            self._seen.setdefault((target, self._shape(trial)), in_order)
 
-    def following(self, trial: FrozenTrial | Any) -> tuple[str, BaseDistribution] | None:
+    def following(self, trial: Trial | FrozenTrial) -> tuple[str, BaseDistribution] | None:
         """Find what a trial with an eliminated pair would suggest next; None if it is not known.
 
         Among trials of its target; where there is none, among those of all targets.
         """
+        begun = self._shape(trial)
         _, target = self._pair_of(trial.params)
-        own = self._of_target.get(target)
-        place = self._walked(own, trial) if own is not None else None
-        if place is None:
-            place = self._walked(self._of_all, trial)
-        if place is None or len(place.next) != 1:
+        alike = [key for key in self._seen if key[1].begins_as(begun)]
+        alike = [key for key in alike if key[0] == target] or alike
+        if not alike:
             return None
-        name, distribution = next(iter(place.next.items()))
-        return None if distribution is None or name == _SOURCE else (name, distribution)
+        names = set.intersection(*(set(shape.names) for _, shape in alike))
+        first = self._seen[alike[0]]
+        left = [name for name in first if name in names and name not in trial.params]
+        if not self._keeps_order:
+            left.sort(key=lambda name: not isinstance(first[name], CategoricalDistribution))
+        return (left[0], first[left[0]]) if left else None
 
-    def knows(self, trial: FrozenTrial | Any) -> bool:
+    def knows(self, trial: Trial | FrozenTrial) -> bool:
         """Whether a trial that trained began as this one has."""
-        return self._walked(self._of_all, trial) is not None
+        begun = self._shape(trial)
+        return any(shape.begins_as(begun) for _, shape in self._seen)
 
-    def _walked(self, place: _Place, trial: Any) -> _Place | None:
-        for name, value in trial.params.items():
-            _, step = self._step(trial.params, name, value, trial.distributions[name])
-            if step not in place.places:
-                return None
-            place = place.places[step]
-        return place if place.next else None
-
-    def _step(
-        self, params: Any, name: str, value: Any, distribution: BaseDistribution
-    ) -> tuple[str, Hashable]:
-        """Name a parameter, and what its value says of the branch: nothing, if it is a number."""
-        if self._pair_of.is_source_param(name) or name in self._read_by_callable(params):
-            return _SOURCE, _SOURCE
-        if name == self._pair_of.target_param and self._pair_of.target is None:
-            return name, name
-        if isinstance(distribution, CategoricalDistribution):
-            return name, (name, repr(as_json(value)))
-        return name, name
-
-    def _read_by_callable(self, params: Any) -> set[str]:
-        if self._pair_of.is_named or self._pair_of.source_params:
-            return set()
-        return set(self._pair_of.names_in(params)) - {self._pair_of.target_param}
+    def _shape(self, trial: Trial | FrozenTrial) -> _Shape:
+        of, params = self._pair_of, trial.params
+        pair = {*of.names_in(params), *([of.target_param] if of.target is None else [])}
+        pair |= {name for name in params if of.is_source_param(name)}
+        values = {
+            (name, repr(as_json(value)))
+            for name, value in params.items()
+            if name not in pair and isinstance(trial.distributions[name], CategoricalDistribution)
+        }
+        # Sources may be called otherwise in trials of other targets.
+        names = (_SOURCE if name in pair and name != of.target_param else name for name in params)
+        return _Shape(tuple(dict.fromkeys(names)), frozenset(values))

@@ -20,7 +20,7 @@ from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna._private import study_key, whole_study
+from transfer_pruner_optuna._private import keeps_order, study_key, whole_study
 from transfer_pruner_optuna.branches import Branches
 from transfer_pruner_optuna.records import check_objective, ran, record_study, records_from_trials
 
@@ -125,12 +125,13 @@ class Evidence:
         study = whole_study(study)
         key = study_key(study)
         trials = study.get_trials(deepcopy=False)
-        reading = self._readings.setdefault(key, _Reading(Branches(self._pair_of)))
+        fresh = _Reading(Branches(self._pair_of, keeps_order=keeps_order(study)))
+        reading = self._readings.setdefault(key, fresh)
         first = (trials[0]._trial_id, trials[0].datetime_start) if trials else None
         if len(trials) < reading.read or (reading.first is not None and first != reading.first):
             # Another study has come in its place.
             self._current.forget(key)
-            reading = self._readings[key] = _Reading(Branches(self._pair_of))
+            reading = self._readings[key] = fresh
         reading.first = reading.first or (first if first and first[1] else None)
         candidates = [*reading.unfinished, *range(reading.read, len(trials))]
         reading.unfinished = [i for i in candidates if not trials[i].state.is_finished()]
