@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
@@ -127,6 +127,7 @@ def test_better_scores_keep_fewer_sources() -> None:
     assert sizes[-1] <= 3
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.25, 0.5]), st.sampled_from([0.0, 0.7]))
 def test_a_rule_loses_the_best_source_of_the_targets_deeper_than_k(
     seed: int, risk: float, tolerance: float
@@ -146,6 +147,7 @@ def test_a_rule_loses_the_best_source_of_the_targets_deeper_than_k(
     assert lost.equals(loses_best(kept, fresh, fresh["gain"], tolerance=tolerance))
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.floats(0.1, 0.99), min_size=2, max_size=2),
@@ -164,6 +166,7 @@ def test_k_never_falls_when_the_risk_or_the_tolerance_falls(
     assert strict >= k(min(risks), max(tolerances))
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 0.999))
 def test_as_many_targets_as_the_error_asks_for_are_enough(risk: float) -> None:
     needed = math.ceil(1 / risk) - 1
@@ -340,6 +343,29 @@ def test_targets_without_any_score_make_no_room_for_losses_among_the_others() ->
     scored = calibrated(of_targets(table, *range(10)), 0.1)
     assert rule.settings == scored.settings
     assert rule.settings["n_targets"] == 10
+
+
+def test_tasks_that_are_numbers_are_calibrated_as_their_names() -> None:
+    table = simulated(1.0, 19, seed=0)
+    numbered = table.assign(
+        source=table["source"].str[-2:].astype(int) + 100,
+        target=table["target"].str[-5:].astype(int),
+    )
+    named = numbered.assign(**{side: numbered[side].astype(str) for side in ("source", "target")})
+    memoriser = Memoriser().fit(numbered, numbered["gain"])
+    expected = Memoriser().fit(named, named["gain"])
+    rules = [
+        EliminationRule.calibrate(predictor, pairs, pairs["gain"], 0.1, candidates=pairs)
+        for predictor, pairs in ((expected, named), (expected, numbered), (memoriser, numbered))
+    ]
+    # One that learnt from the calibration targets is not flattered for having them as numbers.
+    assert all(rule.settings["leave_target_out"] for rule in rules)
+    assert rules[0].fingerprint == rules[1].fingerprint
+    rule = rules[0]
+    lost = loses_best(rule, named, named["gain"])
+    assert loses_best(rule, numbered, numbered["gain"]).equals(lost)
+    kept = [(int(s), int(t)) for (s, t), said in rule.decisions.items() if not said.eliminated]
+    assert loses_best(kept, numbered, numbered["gain"]).equals(lost)  # type: ignore[arg-type]
 
 
 def test_one_target_that_the_predictor_learnt_from_leaves_nothing_to_score_it_with() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_pruner import Decision, EliminationRule
@@ -39,6 +39,7 @@ DECISIONS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(DECISIONS, st.randoms())
 def test_decisions_come_back_to_the_letter_in_whatever_order(
     decisions: dict[tuple[str, str], Decision], random: Any
@@ -56,6 +57,7 @@ def test_decisions_come_back_to_the_letter_in_whatever_order(
         assert (EliminationRule(changed, {}).fingerprint == rule.fingerprint) == equal
 
 
+@settings(deadline=None)
 @given(DECISIONS)
 def test_what_is_not_there_is_not_found(decisions: dict[tuple[str, str], Decision]) -> None:
     compact = Decisions.of(decisions)
@@ -65,6 +67,7 @@ def test_what_is_not_there_is_not_found(decisions: dict[tuple[str, str], Decisio
     assert Decisions.of(compact) is compact
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=64)), st.sampled_from(["<f8", "<u2", "|b1", "<i8"]))
 def test_columns_come_back_bit_by_bit(values: list[float], dtype: str) -> None:
     column = np.nan_to_num(np.array(values), posinf=1, neginf=0) if dtype != "<f8" else values

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_pruner import (
@@ -59,6 +59,7 @@ def kept_pairs(rule: EliminationRule) -> set[tuple[str, str]]:
     return set(zip(kept["source"], kept["target"], strict=True))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 6), st.integers(0, 2**32 - 1))
 def test_top_k_keeps_the_k_best_sources_of_every_target(k: int, seed: int) -> None:
     pairs = ordered_pairs(["a", "b", "c", "d", "e"])
@@ -115,6 +116,7 @@ def test_a_budget_serves_every_targets_first_choice_first(predictor: Table) -> N
     assert kept_pairs(rule) < kept_pairs(EliminationRule.top_k(predictor, k=2))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 200), st.lists(st.floats(0.1, 30), min_size=20, max_size=20))
 def test_a_budget_is_never_overspent(seconds: float, costs: list[float]) -> None:
     keys = list(ordered_pairs(list("abcde")).itertuples(index=False, name=None))

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_pruner import Decision, EliminationRule
@@ -89,6 +89,7 @@ def test_what_is_no_rule_is_named(tmp_path: Path) -> None:
         EliminationRule.load(tmp_path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damage_anywhere_is_refused_or_does_no_harm(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
