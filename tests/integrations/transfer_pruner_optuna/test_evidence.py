@@ -154,7 +154,8 @@ def test_it_refits_every_so_many_finished_trials_and_records_its_settings_once(
     assert note == {"fingerprint": rule.refitted().fingerprint, **rule.settings}
     study.optimize(gate(objective, rule, search_space=SPACE), n_trials=80, n_jobs=2)
     n_complete = len(study.get_trials(states=(TrialState.COMPLETE,)))
-    assert len(asked) == n_complete // EVERY
+    # The last two trials began before the other one finished, and nobody asks after them.
+    assert (n_complete - 2) // EVERY <= len(asked) <= n_complete // EVERY
     assert study.user_attrs["transfer_pruner.rule"] == note
 
 
