@@ -581,6 +581,20 @@ def test_a_report_of_a_study(
     assert (told["trials"], told["savings"]["single_task_seconds"]) == (9, 7.0)
 
 
+def test_a_search_that_minimizes_is_read_the_right_way_round(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="mine", storage=url, direction="minimize")
+    search(study)
+    found = ("--storage", url, "--study", "mine", "--out")
+    fine("harvest", *found, tmp_path / "transfers.csv")
+    gains = pd.read_csv(tmp_path / "transfers.csv").groupby("source")["gain"].mean()
+    fine("report", *found, tmp_path / "report.html")
+    told = pd.read_csv(tmp_path / "report-data" / "pairs.csv").groupby("source")["mean_gain"].mean()
+    # A source that lowers the value helps.
+    assert gains["weather"] > 0 > gains["news"]
+    assert told.to_dict() == pytest.approx(gains.to_dict())
+
+
 def test_what_an_outage_kept_from_mlflow_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Ask
 ) -> None:
