@@ -47,16 +47,13 @@ _PAIRS = [
     *("trials_eliminated", "trials_audited", "trials_failed", "mean_gain", "highest_value"),
     *("lowest_value", "seconds", "joint"),
 ]
-_GAINS: dict[str, Any] = {
+_GAINS = [
+    *("number", *PAIR, "gain", "score", "probability", "seconds", "audit", "joint"),
+]
+_TYPES = {
+    **dict.fromkeys(("value", "score", "probability", "seconds"), float),
+    **dict.fromkeys(("audit", "joint", "maximize"), bool),
     "number": int,
-    "source": object,
-    "target": object,
-    "gain": float,
-    "score": float,
-    "probability": float,
-    "seconds": float,
-    "audit": bool,
-    "joint": bool,
 }
 
 
@@ -74,7 +71,7 @@ def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
         | {"source": source_name(record.source), "joint": isinstance(record.source, tuple)}
         for record in records
     ]
-    return pd.DataFrame(rows, columns=[*names, "joint"])
+    return pd.DataFrame(rows, columns=[*names, "joint"]).astype(_TYPES)
 
 
 def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None) -> pd.DataFrame:
@@ -96,7 +93,7 @@ def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None)
     """
     records = sorted(records, key=lambda record: record.number)
     trials = trials_table(records)
-    outcome, audit = trials["outcome"], trials["audit"].astype(bool)
+    outcome, audit = trials["outcome"], trials["audit"]
     counted: dict[str, Any] = {"trials": 1}
     counted |= {f"trials_{x}": outcome == x for x in ("trained", "eliminated", "failed")}
     counted["trials_audited"] = counted["trials_trained"] & audit
@@ -146,19 +143,18 @@ def measured_gains(records: Iterable[TrialRecord], *, maximize: bool | None = No
     DataFrame
         One row for each trial that trained with a source, has a value, and whose target has a
         baseline trial: number, source (of a joint trial all of them in one cell), target, gain,
-        score, probability, seconds, audit, joint. If there is none it is empty, and
+        score, probability, seconds, audit, joint. If there is none,
         ``table.attrs["why_empty"]`` says why.
     """
     records = list(records)
     better = is_maximizing(records, maximize)
     # A name that is no task's: the sources of a joint trial may read as its target does.
     named = [r if r.source is None else replace(r, source=f"to {r.target}") for r in records]
+    known, why_empty = pd.DataFrame({"target": [], "gain": []}), ""
     try:
         known = transfers_from_records(named, maximize=better)
     except ValueError as error:
-        table = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _GAINS.items()})
-        table.attrs["why_empty"] = str(error)
-        return table
+        why_empty = str(error)
     targets = set(known["target"])
     measured = [
         record
@@ -168,8 +164,9 @@ def measured_gains(records: Iterable[TrialRecord], *, maximize: bool | None = No
         and record.source is not None
         and record.target in targets
     ]
-    gains: pd.Series = known["gain"].astype(float)
-    return trials_table(measured).assign(gain=gains)[list(_GAINS)]
+    table = trials_table(measured).assign(gain=known["gain"].astype(float))[_GAINS]
+    table.attrs["why_empty"] = why_empty
+    return table
 
 
 def savings_over_time_data(
