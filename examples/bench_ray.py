@@ -120,7 +120,7 @@ def run(way: str, kind: str, reuse_actors: bool, folder: str) -> None:
     }
     if kind == "grid" and way == "plain":
         # What is left, as somebody would write it who knows it already.
-        kept = [pair for pair, said in rule.decisions.items() if not said.eliminated]
+        kept = [(source, target) for target in tasks[1] for source in rule.kept(target)]
         space = {
             "pair": tune.grid_search([{"source": s, "target": t} for s, t in kept]),
             "lr": space["lr"],

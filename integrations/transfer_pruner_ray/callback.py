@@ -98,6 +98,7 @@ class RayCallback(Callback):
 
     def _forget(self) -> None:
         self._recorded: dict[str, str] = {}
+        self._found, self._lacking = False, ""
         self._looked = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +137,8 @@ class RayCallback(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Record what has ended since, and close a tracker that was opened here."""
         self._look(trials)
+        if self._lacking and not self._found:
+            logger.warning("no trial is recorded: %s", self._lacking)
         if self._opened and self._tracker is not None:
             self._opened = False
             self._tracker.__exit__(None, None, None)
@@ -170,17 +173,21 @@ class RayCallback(Callback):
         if self._tracker is None:
             return
         rule = self._tracker.rule
+        seen = TuneTrial.of(trial)
         record = record_of(
             self._numbers[trial.trial_id],
-            TuneTrial.of(trial),
+            seen,
             self._pair_of,
             rule=rule if isinstance(rule, EliminationRule) else None,
             metric=self._metric,
             maximize=self._tracker.maximize is not False,
             min_iterations=self._min_iterations,
         )
-        if record is not None:
-            self._tracker.record(record)
+        if record is None:
+            self._lacking = self._pair_of.lacking(seen.config)
+            return
+        self._found = True
+        self._tracker.record(record)
 
     def _fail(self, what: str, error: Exception) -> None:
         """Tell the first of what may be many."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.records import TrialRecord
+from transfer_pruner.records import Recorder, TrialRecord
 from transfer_pruner.rule.current import CurrentRule
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
@@ -124,15 +124,54 @@ def refuse_hidden(space: Mapping[str, Any], pair_of: PairParams) -> None:
             )
 
 
-def counts_to_json(counts: Mapping[Pair, int]) -> list[Any]:
-    """Write counts of pairs as plain lists."""
-    return [[source, target, n] for (source, target), n in counts.items()]
+class PassedOver:
+    """Counts pairs that leave no trial behind, and tells a tracker of each.
 
+    Parameters
+    ----------
+    pair_of : PairParams
+    tracker : Recorder, optional
+        It stays with the process: Tune pickles search algorithms, and threads cannot be.
+    """
 
-def counts_from_json(rows: list[Any]) -> Counter[Pair]:
-    """Read what `counts_to_json` wrote, or what came back of it from JSON."""
-    pairs = {(tuple(s) if isinstance(s, list) else s, target): n for s, target, n in rows}
-    return Counter(pairs)
+    def __init__(self, pair_of: PairParams, tracker: Recorder | None = None) -> None:
+        self.counts: Counter[Pair] = Counter()
+        self._pair_of = pair_of
+        self._tracker = tracker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_tracker": None}
+
+    def add(self, verdict: Verdict, config: Mapping[str, Any]) -> None:
+        """Count a configuration that is not to train."""
+        self.counts[verdict.source, verdict.target] += 1
+        if self._tracker is None:
+            return
+        decision = verdict.decision
+        record = TrialRecord(
+            # From -1 down: it is no trial of Tune's, which are numbered from 0 on.
+            number=-self.counts.total(),
+            source=verdict.source,
+            target=verdict.target,
+            outcome="eliminated",
+            seconds=0.0,
+            score=decision.score,
+            probability=decision.probability,
+            reason=decision.reason,
+            hyperparameters=self._pair_of.hyperparameters(split_audit(flat(config))[0]),
+            # As its callback says of the trials.
+            maximize=getattr(self._tracker, "maximize", None) is not False,
+        )
+        self._tracker.record(record)
+
+    def get_state(self) -> list[Any]:
+        """Write the counts as plain lists."""
+        return [[source, target, n] for (source, target), n in self.counts.items()]
+
+    def set_state(self, state: list[Any]) -> None:
+        """Read what `get_state` wrote, or what came back of it from JSON."""
+        pairs = {(tuple(s) if isinstance(s, list) else s, target): n for s, target, n in state}
+        self.counts = Counter(pairs)
 
 
 def _hidden(node: Any, path: list[str]) -> list[Any]:

@@ -6,7 +6,6 @@ ids; a trial that is passed over takes no slot, and a restored experiment passes
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,15 +13,10 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.search import BasicVariantGenerator
 
+from transfer_pruner.records import Recorder
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import PairParams, SourceParam
-from transfer_pruner_ray.deciding import (
-    TuneDecider,
-    counts_from_json,
-    counts_to_json,
-    fixed_rule,
-    refuse_hidden,
-)
+from transfer_pruner_ray.deciding import PassedOver, TuneDecider, fixed_rule, refuse_hidden
 from transfer_pruner_ray.marks import AUDIT, Pair
 
 
@@ -42,6 +36,9 @@ class TransferVariantGenerator(BasicVariantGenerator):
     rule : EliminationRule
     source_param, target_param, target, audit_fraction
         As for `TransferScheduler`.
+    tracker : Recorder, optional
+        Such as a `transfer_pruner_mlflow.SavingsTracker`: told of every variant that is passed
+        over, in the process that started the search. Its ``ray_callback`` tells it of the others.
     points_to_evaluate, max_concurrent, constant_grid_search, random_state
         As for BasicVariantGenerator. Tune ignores ``TuneConfig(max_concurrent_trials=)`` where a
         generator is passed: say it here.
@@ -61,6 +58,7 @@ class TransferVariantGenerator(BasicVariantGenerator):
         target_param: str = "target",
         target: str | None = None,
         audit_fraction: float = 0.0,
+        tracker: Recorder | None = None,
         points_to_evaluate: list[dict[str, Any]] | None = None,
         max_concurrent: int = 0,
         constant_grid_search: bool = False,
@@ -70,12 +68,12 @@ class TransferVariantGenerator(BasicVariantGenerator):
         self._rule = fixed_rule(rule)
         pair_of = PairParams(source_param, target_param, target)
         self._decider = TuneDecider(pair_of, audit_fraction, self._rule.fingerprint)
-        self._eliminated: Counter[Pair] = Counter()
+        self._passed_over = PassedOver(pair_of, tracker)
 
     @property
     def eliminated_pairs(self) -> dict[Pair, int]:
         """How many variants of each eliminated pair were passed over so far."""
-        return dict(self._eliminated)
+        return dict(self._passed_over.counts)
 
     def add_configurations(self, experiments: Any) -> None:
         """Take the experiment's space, in which the pair must be plain."""
@@ -95,7 +93,7 @@ class TransferVariantGenerator(BasicVariantGenerator):
                 if verdict is not None and verdict.audit:
                     setattr(trial, AUDIT, verdict.marks(""))
                 return trial
-            self._eliminated[verdict.source, verdict.target] += 1
+            self._passed_over.add(verdict, trial.config)
             super().on_trial_complete(trial.trial_id)
 
     def get_state(self) -> Any:
@@ -104,10 +102,12 @@ class TransferVariantGenerator(BasicVariantGenerator):
         if state:
             for name in ("_rule", "_decider"):
                 del state[name]
-            state["_eliminated"] = counts_to_json(self._eliminated)
+            state["_passed_over"] = self._passed_over.get_state()
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `get_state` gave."""
+        passed_over = self._passed_over
         super().set_state(state)  # type: ignore[no-untyped-call]
-        self._eliminated = counts_from_json(state["_eliminated"])
+        self._passed_over = passed_over
+        self._passed_over.set_state(state["_passed_over"])

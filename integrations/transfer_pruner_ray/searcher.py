@@ -20,18 +20,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain
 
 from transfer_pruner.files import write_atomically
-from transfer_pruner.records import TrialRecord
+from transfer_pruner.records import Recorder, TrialRecord
 from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.verdict import Verdict
 from transfer_pruner.tasks import PairParams, SourceParam
-from transfer_pruner_ray.deciding import (
-    TuneDecider,
-    counts_from_json,
-    counts_to_json,
-    evidence_of,
-    refuse_hidden,
-)
+from transfer_pruner_ray.deciding import PassedOver, TuneDecider, evidence_of, refuse_hidden
 from transfer_pruner_ray.marks import Pair, flat, with_audit
 
 _STATE_SUFFIX = ".transfer.json"
@@ -60,6 +55,10 @@ class TransferSearcher(Searcher):
         elimination misses. Drawn from the suggestion's id. The configuration of an audit trial has
         one more key beside the pair, ``transfer_pruner_audit``, the rule's fingerprint: Tune keeps
         nothing else of a searcher's where reading it runs no code.
+    tracker : Recorder, optional
+        Such as a `transfer_pruner_mlflow.SavingsTracker`: told of every trial that has another pair
+        than the one suggested first, in the process that started the search. Its ``ray_callback``
+        tells it of the trials.
     max_resamples : int
         The search ends, with a warning, when so many suggestions in a row were rejected.
 
@@ -84,6 +83,7 @@ class TransferSearcher(Searcher):
         target_param: str = "target",
         target: str | None = None,
         audit_fraction: float = 0.0,
+        tracker: Recorder | None = None,
         max_resamples: int = 1000,
     ) -> None:
         if not isinstance(searcher, Searcher):
@@ -102,8 +102,8 @@ class TransferSearcher(Searcher):
         self._max_resamples = max_resamples
         # What does not vary, which search algorithms leave out: of it, what may be of the pair.
         self._constants: dict[str, Any] = {}
-        self._eliminated: Counter[Pair] = Counter()
-        self._redirected: Counter[Pair] = Counter()
+        self._rejected = PassedOver(pair_of)
+        self._redirected = PassedOver(pair_of, tracker)
         # What a LearningRule learns from: running trials, and those that have finished, in order.
         self._running: dict[str, Mapping[str, Any]] = {}
         self._records: list[TrialRecord] = []
@@ -124,17 +124,17 @@ class TransferSearcher(Searcher):
     @property
     def eliminated_pairs(self) -> dict[Pair, int]:
         """How many suggestions of each eliminated pair were rejected so far."""
-        return dict(self._eliminated)
+        return dict(self._rejected.counts)
 
     @property
     def redirected_pairs(self) -> dict[Pair, int]:
         """How many trials have another pair than the eliminated one that was suggested first."""
-        return dict(self._redirected)
+        return dict(self._redirected.counts)
 
     @property
     def rejected(self) -> int:
         """How many suggestions were rejected so far."""
-        return self._eliminated.total()
+        return self._rejected.counts.total()
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -155,6 +155,7 @@ class TransferSearcher(Searcher):
         """Suggest a configuration whose pair is kept."""
         rule = self._rule_of_now()
         times: Counter[Pair] = Counter()
+        first: tuple[Verdict, Mapping[str, Any]] | None = None
         for n in range(self._max_resamples):
             # Some searchers answer the same trial's id with the same suggestion.
             inner_id = f"{trial_id}-{n}" if n else trial_id
@@ -165,7 +166,8 @@ class TransferSearcher(Searcher):
             config = self._constants | flat(suggested)
             verdict = self._decider.of(rule, config, inner_id)
             if verdict is None or not verdict.eliminated:
-                self._redirected.update(list(times)[:1])
+                if first is not None:
+                    self._redirected.add(*first)
                 self._inner_ids[trial_id] = inner_id
                 if self._current.learns:
                     self._running[trial_id] = config
@@ -174,7 +176,8 @@ class TransferSearcher(Searcher):
                     return with_audit(suggested, beside, verdict.rule)
                 return suggested
             pair = verdict.source, verdict.target
-            self._eliminated[pair] += 1
+            first = first or (verdict, config)
+            self._rejected.add(verdict, config)
             times[pair] += 1
             self._reject(inner_id, times[pair])
         self._decider.warn(
@@ -235,8 +238,8 @@ class TransferSearcher(Searcher):
             "metric": self._metric,
             "mode": self._mode,
             "worst": self._worst,
-            "eliminated": counts_to_json(self._eliminated),
-            "redirected": counts_to_json(self._redirected),
+            "eliminated": self._rejected.get_state(),
+            "redirected": self._redirected.get_state(),
             "running": dict(self._running),
             "records": [asdict(record) for record in self._records],
         }
@@ -247,8 +250,8 @@ class TransferSearcher(Searcher):
         self._inner_ids = dict(state["inner_ids"])
         self._metric, self._mode = state["metric"], state["mode"]
         self._worst = state["worst"]
-        self._eliminated = counts_from_json(state["eliminated"])
-        self._redirected = counts_from_json(state["redirected"])
+        self._rejected.set_state(state["eliminated"])
+        self._redirected.set_state(state["redirected"])
         self._running = dict(state["running"])
         self._records = [TrialRecord(**record) for record in state["records"]]
         self._learnt = 0

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +26,19 @@ from ray import tune
 from ray.tune.experiment import Experiment
 from ray.tune.search import BasicVariantGenerator
 
-from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
+from transfer_pruner import (
+    LearningRule,
+    TransferPredictor,
+    TransferPrunerWarning,
+    TrialRecord,
+    estimate_savings,
+)
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.rule.verdict import is_audited
 from transfer_pruner_ray.generator import TransferVariantGenerator
 from transfer_pruner_ray.marks import AUDIT
+from transfer_pruner_ray.records import records_from_results
 from transfer_pruner_ray.searcher import TransferSearcher
 
 TASKS = ["a", "b", "c"]
@@ -210,8 +218,22 @@ def test_a_rule_that_fails_keeps_every_trial_and_is_told_once() -> None:
     assert len(caught) == 1
 
 
+class Ledger:
+    """A tracker; like one that writes to a server it cannot be pickled."""
+
+    maximize = False
+
+    def __init__(self) -> None:
+        self.records: list[TrialRecord] = []
+        self.lock = threading.Lock()
+
+    def record(self, record: TrialRecord) -> None:
+        self.records.append(record)
+
+
 def test_a_run_takes_as_many_slots_as_there_are_kept_trials(cluster: None, tmp_path: Path) -> None:
-    generator = TransferVariantGenerator(ONLY_A_HELPS, max_concurrent=1)
+    ledger = Ledger()
+    generator = TransferVariantGenerator(ONLY_A_HELPS, max_concurrent=1, tracker=ledger)
     results = tune.Tuner(
         train_pair(),
         param_space=SPACE,
@@ -227,6 +249,16 @@ def test_a_run_takes_as_many_slots_as_there_are_kept_trials(cluster: None, tmp_p
         if not is_eliminated({"source": s, "target": t})
     ]
     assert pairs == dict.fromkeys(kept, 2)
+    # What was passed over is told to a tracker, or counted among the records afterwards.
+    told = Counter((r.source, r.target, r.outcome, r.maximize) for r in ledger.records)
+    assert told == {(*pair, "eliminated", False): 2 for pair in generator.eliminated_pairs}
+    assert len({r.number for r in ledger.records}) == len(ledger.records) == 8
+    assert all(set(r.hyperparameters) == {"seed", "lr"} for r in ledger.records)
+    records = records_from_results(results, passed_over=generator.eliminated_pairs)
+    savings = estimate_savings(records)
+    assert (savings.trials_trained, savings.trials_eliminated) == (16, 8)
+    assert savings.pairs_eliminated == 4
+    assert len({record.number for record in records}) == 24
 
 
 DRIVER = """

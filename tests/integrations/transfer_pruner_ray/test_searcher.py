@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 
-from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning
+from transfer_pruner import LearningRule, TransferPredictor, TransferPrunerWarning, TrialRecord
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule import Decision, EliminationRule
 from transfer_pruner.rule.verdict import is_audited
@@ -140,20 +141,26 @@ def test_decisions_are_those_of_the_rule_and_of_the_audit(
     marks: list[str | None] = []
     dropped: list[tuple[Any, str]] = []
     gone: Counter[tuple[Any, str]] = Counter()
+    redirected: Counter[tuple[Any, str]] = Counter()
+    told: list[TrialRecord] = []
     for pair in asked:
         name = f"trial{len(kept)}" + (f"-{len(dropped)}" if dropped else "")
         if pair in eliminated and not is_audited(fraction, "", name, *pair):
             dropped.append(pair)
             continue
         kept.append(pair)
+        redirected.update(dropped[:1])
         marks.append(rule.fingerprint if pair in eliminated else None)
         gone.update(dropped)
         dropped = []
+    tracker = SimpleNamespace(record=told.append)
     searcher = TransferSearcher(
-        OptunaSearch(sampler=RandomSampler(seed)), rule, audit_fraction=fraction
+        OptunaSearch(sampler=RandomSampler(seed)), rule, audit_fraction=fraction, tracker=tracker
     )
     made = search(searcher, len(kept))
     assert pairs_of(made) == kept
+    assert searcher.redirected_pairs == redirected
+    assert Counter((r.source, r.target) for r in told) == redirected
     assert [config.get(AUDIT) for config in made] == marks
     assert searcher.eliminated_pairs == gone
 
