@@ -13,6 +13,7 @@ import pandas as pd
 
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.records import Outcome, TrialRecord
+from transfer_pruner.rule.current import CurrentRule
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
@@ -73,10 +74,12 @@ def records_from_results(
     FileNotFoundError
         If there is no experiment in the folder.
     ValueError
-        If there is a metric and its mode is not known.
+        If there is a metric and its mode is not known, or `rule` is no rule.
     """
     metric, mode = _metric_and_mode(results, metric, mode)
     pair_of = PairParams(source_param, target_param, target)
+    # Refuses what is no rule.
+    rule = None if rule is None else CurrentRule(rule).first
     trials = read_trials(results, metric)
     records = _records(trials, rule, pair_of, metric, mode != "min", min_iterations)
     lacking = _lacking(trials, pair_of)

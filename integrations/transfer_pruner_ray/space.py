@@ -294,8 +294,11 @@ def _described(node: Any) -> Any:
         return [_described(value) for value in node]
     if isinstance(node, (str, int, float)) or node is None:
         return node
-    plain = isinstance(node, Domain) and "0x" not in node.domain_str
-    return [type(node).__qualname__, node.domain_str if plain else ""]
+    try:
+        range_of = node.domain_str if isinstance(node, Domain) else ""
+    except NotImplementedError:
+        range_of = ""
+    return [type(node).__qualname__, "" if "0x" in range_of else range_of]
 
 
 def _parts(value: Any) -> Iterator[Any]:

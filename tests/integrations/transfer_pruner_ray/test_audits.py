@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray")
@@ -17,6 +18,7 @@ import ray
 from optuna.samplers import RandomSampler
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
 
 from transfer_pruner import Decision, EliminationRule, estimate_audit
 from transfer_pruner.pairs import ordered_pairs
@@ -99,6 +101,10 @@ def test_an_audit_of_one_adapter_runs_whatever_the_scheduler_draws(
     assert keys == marked.get(way, both)
 
 
+class Own(Domain):
+    """A domain of the user's, which says nothing of its range."""
+
+
 def audits_of(space: dict[str, Any], **settings: Any) -> set[tuple[str, str]]:
     """List the eliminated pairs that a filter leaves in."""
     every = {"source": tune.grid_search(TASKS), "target": tune.grid_search(TASKS), **space}
@@ -113,7 +119,8 @@ def test_a_filtered_space_draws_anew_in_another_search_and_alike_in_the_same() -
     other = [audits_of({}, search_name=f"search {n}") for n in range(5)]
     assert len({frozenset(audits) for audits in other}) > 1
     # Unnamed, a search is called after its space.
-    again = [audits_of({"lr": tune.uniform(0, 1), "f": tune.sample_from(len)}) for _ in range(2)]
+    other_kinds = {"f": tune.sample_from(len), "own": Own(), "n": np.int64(3), "g": print}
+    again = [audits_of({"lr": tune.uniform(0, 1), **other_kinds}) for _ in range(2)]
     assert again[0] == again[1]
     unnamed = [audits_of({"lr": tune.uniform(0, high)}) for high in range(1, 6)]
     assert len({frozenset(audits) for audits in unnamed}) > 1

@@ -160,6 +160,8 @@ def test_what_is_missing_is_named(results: ResultGrid, tmp_path: Path) -> None:
         transfers_from_results(results, mode="up")
     with pytest.raises(ValueError, match="of 0 trials with a source"):
         transfers_from_results(results, metric="scores/f2", **PAIR)
+    with pytest.raises(ValueError, match="rule must be an EliminationRule"):
+        records_from_results(results, "rule/")  # type: ignore[arg-type]
     for read in (transfers_from_results, records_from_results):
         with pytest.raises(ValueError, match="mode of the metric 'scores/f1' is not known"):
             read(results.experiment_path, metric="scores/f1")
