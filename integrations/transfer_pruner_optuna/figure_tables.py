@@ -27,7 +27,7 @@ def scored_records(
     study: optuna.Study,
     rule: EliminationRule | LearningRule | None,
     pair_of: PairParams,
-    objective_index: int | None,
+    objective_index: int | str | None,
 ) -> list[TrialRecord]:
     """Read the finished trials, without joint ones; the rule scores what bears no score.
 
@@ -67,3 +67,11 @@ def places(trials: Iterable[FrozenTrial], pair_of: PairParams, x: Horizontal) ->
         return (trial.datetime_complete - min(starts)).total_seconds()
 
     return {trial.number: since_start(trial) for trial in finished}
+
+
+def why_no_pair(study: optuna.Study, pair_of: PairParams) -> str:
+    """Say why there is nothing to show of a study: mostly, its parameters have other names."""
+    finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    if finished and not any(pair_of.is_in(trial.params) for trial in finished):
+        return f"The study's trials have {pair_of.lacking(finished[0].params)}"
+    return "The study has no finished trials with a source and a target."

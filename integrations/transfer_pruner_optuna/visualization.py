@@ -26,7 +26,12 @@ from transfer_pruner.tables import (
     savings_over_time_data,
 )
 from transfer_pruner.tasks import PairParams, Source, SourceParam, source_name
-from transfer_pruner_optuna.figure_tables import Horizontal, places, scored_records
+from transfer_pruner_optuna.figure_tables import (
+    Horizontal,
+    places,
+    scored_records,
+    why_no_pair,
+)
 from transfer_pruner_optuna.records import records_from_trials
 
 if TYPE_CHECKING:
@@ -44,7 +49,7 @@ def plot_gains(
     source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
     per_pair: bool = False,
 ) -> go.Figure:
     """Plot what was predicted of the pairs that trained against the gain that was measured.
@@ -88,7 +93,8 @@ def plot_gains(
         }
     )
     if table.empty:
-        return _empty(figure, table.attrs["why_empty"])
+        why = table.attrs["why_empty"] if records else why_no_pair(study, pair_of)
+        return _empty(figure, why)
     scored = table[table["score"].notna()]
     if scored.empty:
         return _empty(figure, "No trial with a gain has a predicted score: pass rule=.")
@@ -176,7 +182,7 @@ def plot_savings(
     trials = study.get_trials(deepcopy=False)
     records = records_from_trials(study, trials, pair_of, None, None)
     if not records:
-        return _empty(figure, "The study has no finished trials with a source and a target.")
+        return _empty(figure, why_no_pair(study, pair_of))
     at = places(trials, pair_of, x)
 
     def order(record: TrialRecord) -> tuple[float, int]:
@@ -232,7 +238,7 @@ def plot_pairs(
     source_param: SourceParam = "source",
     target_param: str = "target",
     target: str | None = None,
-    objective_index: int | None = None,
+    objective_index: int | str | None = None,
 ) -> go.Figure:
     """Plot the mean measured gain of every pair, sources down and targets across.
 
@@ -262,7 +268,8 @@ def plot_pairs(
     """
     go = _plotly()
     pair_of = PairParams(source_param, target_param, target)
-    table = pairs_table(scored_records(study, rule, pair_of, objective_index))
+    records = scored_records(study, rule, pair_of, objective_index)
+    table = pairs_table(records)
     table = table[table["source"] != ""].reset_index(drop=True)
     figure = go.Figure(
         layout={
@@ -285,7 +292,8 @@ def plot_pairs(
         }
     )
     if table.empty:
-        return _empty(figure, "The study has no finished trials with one source and a target.")
+        one = "The study has no finished trials with one source and a target."
+        return _empty(figure, one if records else why_no_pair(study, pair_of))
     table["hover"] = [_pair_hover(row) for row in table.to_dict("records")]
     by_gain = (
         table.groupby("source")["mean_gain"].mean().sort_values(ascending=False, kind="stable")

@@ -131,6 +131,8 @@ def test_gains_are_those_that_a_predictor_learns_from_whichever_way_the_study_go
     shown = table[table["source"] != ""].set_index(["source", "target"])["mean_gain"].dropna()
     assert shown.to_dict() == pytest.approx(learnt.to_dict())
     assert shown["a", "t"] == pytest.approx(0.15 if direction == "maximize" else -0.15)
+    # The records that a user reads say the same: they know their direction and what was stopped.
+    pd.testing.assert_frame_equal(pairs_table(records_from_study(study)), table)
     row = table.set_index(["source", "target"]).loc[("a", "t")]
     assert row["highest_value"] == 0.6
     assert row["trials_trained"] == 3

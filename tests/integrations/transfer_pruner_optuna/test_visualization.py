@@ -271,13 +271,16 @@ def test_a_source_may_stand_in_a_parameter_of_its_targets_own() -> None:
         assert len(spent.x) == 3
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # metric names
 def test_of_several_objectives_one_is_chosen(rule: EliminationRule) -> None:
     study = search(rule, directions=["minimize", "maximize"])
     for plot in (plot_gains, plot_pairs):
         with pytest.raises(ValueError, match="objective_index must be from 0 to 1"):
             plot(study)
-    kept, _ = plot_gains(study, objective_index=1).data
-    assert kept.y == pytest.approx((0.1, 0.2, 0.1))
+    study.set_metric_names(["seconds", "f1"])
+    for chosen in (1, "f1"):
+        kept, _ = plot_gains(study, objective_index=chosen).data
+        assert kept.y == pytest.approx((0.1, 0.2, 0.1))
     heat = traces(plot_pairs(study, objective_index=1))["mean measured gain"]
     assert heat.z[0][0] == pytest.approx(0.15)
     assert len(traces(plot_savings(study))["eliminated trials"].x) == len(ELIMINATED)
@@ -301,6 +304,8 @@ def test_a_study_with_nothing_to_show_gives_an_empty_figure_as_in_optuna(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert note(figure) == record.getMessage()
+    if trials == "without the pair":
+        assert "no 'source' and 'target' among the parameters; there are: x." in note(figure)
 
 
 def test_trials_that_a_pruner_stopped_have_run_and_have_no_gain(study: optuna.Study) -> None:
