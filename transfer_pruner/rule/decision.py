@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -116,21 +116,31 @@ class Decisions(Mapping[Pair, Decision]):
         """Take decisions by (source, target); those that are Decisions already are shared."""
         if isinstance(decisions, Decisions):
             return decisions
-        named: dict[Pair, Decision] = {
-            (str(task_name(source)), str(task_name(target))): decision
-            for (source, target), decision in decisions.items()
-        }
+        return cls.of_rows(
+            (source, target, said.eliminated, said.score, said.probability, said.reason)
+            for (source, target), said in decisions.items()
+        )
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Sequence[Any]]) -> Decisions:
+        """Take rows of source, target, eliminated, score, probability and reason."""
         tasks: dict[str, int] = {}
         whys: dict[str, int] = {}
-        rows = []
-        for (source, target), decision in named.items():
-            rank, candidates, why = _taken_apart(decision.reason, target)
-            codes = [tasks.setdefault(task, len(tasks)) for task in (source, target)]
-            numbers = (decision.eliminated, decision.score, decision.probability)
-            rows.append((*codes, *numbers, rank, candidates, whys.setdefault(why, len(whys))))
         names = ("source", "target", "eliminated", "score", "probability", "rank", "candidates")
-        arrays = map(np.array, zip(*rows, strict=True)) if rows else [np.zeros(0, int)] * 8
-        return cls(list(tasks), list(whys), dict(zip([*names, "why"], arrays, strict=True)))
+        columns: dict[str, list[Any]] = {name: [] for name in (*names, "why")}
+        for source, target, eliminated, score, probability, reason in rows:
+            pair = [str(task_name(task)) for task in (source, target)]
+            rank, candidates, why = _taken_apart(reason, pair[1])
+            codes = (tasks.setdefault(task, len(tasks)) for task in pair)
+            numbers = (eliminated, score, probability, rank, candidates)
+            row = (*codes, *numbers, whys.setdefault(why, len(whys)))
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+        arrays = {
+            name: np.array(column) if column else np.zeros(0, dtype=int)
+            for name, column in columns.items()
+        }
+        return cls(list(tasks), list(whys), arrays)
 
     def row(self, source: str, target: str) -> int | None:
         """Find the row of a pair; None if there is none."""
@@ -176,6 +186,9 @@ class Decisions(Mapping[Pair, Decision]):
 
     def __len__(self) -> int:
         return len(self.columns["source"])
+
+    def __deepcopy__(self, _: Any) -> Decisions:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decisions.from_packed, (self.packed,)

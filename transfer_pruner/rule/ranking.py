@@ -155,7 +155,7 @@ def warn_of_unscored(predictor: Predictor, table: pd.DataFrame, *, stacklevel: i
     if unscored.any():
         problems.append(f"{int(unscored.sum())} of {len(table)} pairs have no score and are kept")
     if unknown:
-        count = f"{len(unknown)} of their tasks" if problems else f"{len(unknown)} tasks of pairs"
+        count = f"{len(unknown)} of {len({*table['source'], *table['target']})} tasks"
         problems.append(f"the predictor does not know {count}: {some_of(unknown)}")
     if problems:
         warnings.warn("; ".join(problems) + ".", TransferPrunerWarning, stacklevel=stacklevel)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from transfer_pruner.files import write_atomically
-from transfer_pruner.rule.decision import Decision, Decisions
+from transfer_pruner.rule.decision import Decisions
 
 FILE = "rule.json"
 FORMAT = 2
@@ -101,9 +101,7 @@ def _of_rows(rows: list[list[Any]]) -> Decisions:
     def number(value: float | None) -> float:
         return math.nan if value is None else float(value)
 
-    return Decisions.of(
-        {
-            (source, target): Decision(bool(gone), number(score), number(chance), str(reason))
-            for source, target, gone, score, chance, reason in rows
-        }
+    return Decisions.of_rows(
+        (source, target, bool(gone), number(score), number(chance), str(reason))
+        for source, target, gone, score, chance, reason in rows
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import tracemalloc
@@ -64,7 +65,7 @@ def test_what_is_not_there_is_not_found(decisions: dict[tuple[str, str], Decisio
     for source in ("a", "b", "c", "d", "e"):
         for target in ("a", "b", "ab", "nobody"):
             assert compact.get((source, target)) == decisions.get((source, target))
-    assert Decisions.of(compact) is compact
+    assert Decisions.of(compact) is copy.deepcopy(compact) is compact
 
 
 @settings(deadline=None)
@@ -92,6 +93,12 @@ def test_a_pair_that_stands_twice_is_refused() -> None:
     columns = {name: np.zeros(2, dtype=int) for name in names}
     with pytest.raises(ValueError, match="the pair 'a' -> 'b' stands more than once"):
         Decisions(["a", "b"], ["told so"], columns | {"target": np.ones(2, dtype=int)})
+
+
+def test_one_pair_under_two_types_of_name_is_refused() -> None:
+    kept = Decision(False, 0.5, 0.5, "")
+    with pytest.raises(ValueError, match="the pair '1' -> 'a' stands more than once"):
+        EliminationRule({("1", "a"): kept, (1, "a"): kept}, {})  # type: ignore[dict-item]
 
 
 class Numbers:

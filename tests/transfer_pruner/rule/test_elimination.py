@@ -312,7 +312,7 @@ def test_tasks_that_the_predictor_does_not_know_are_kept_and_named(
     predictor: Table, embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
 ) -> None:
     pairs = pd.DataFrame({"source": ["b", "b ", "c"], "target": ["a", "a", "gossip"]})
-    told = r"2 of 3 pairs have no score and are kept; the predictor does not know 2 of their tasks"
+    told = r"2 of 3 pairs have no score and are kept; the predictor does not know 2 of 5 tasks"
     with pytest.warns(TransferPrunerWarning, match=told + ": 'b ', 'gossip'.") as warned:
         rule = EliminationRule.top_k(predictor, k=0, pairs=pairs)
     assert len(warned) == 1
@@ -320,7 +320,7 @@ def test_tasks_that_the_predictor_does_not_know_are_kept_and_named(
     # The popularity of its sources scores a target that was never met, or that is misspelt.
     learnt = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
     pairs = pd.DataFrame({"source": ["advice", "weather"], "target": ["news ", "news"]})
-    with pytest.warns(TransferPrunerWarning, match="does not know 1 tasks of pairs: 'news '"):
+    with pytest.warns(TransferPrunerWarning, match="does not know 1 of 4 tasks: 'news '"):
         EliminationRule.top_k(learnt, pairs=pairs)
 
 
