@@ -347,7 +347,8 @@ def test_tasks_of_numpy_and_of_an_enum_are_named_as_the_rule_names_them() -> Non
     class Task(Enum):
         B = "b"
 
-    rule = EliminationRule({("1", "b"): Decision(True, 0.5, 0.5, "")}, {})
+    decisions = {(s, "b"): Decision(s == "1", 0.5, 0.5, "") for s in ("1", "2")}
+    rule = EliminationRule(decisions, {})
     sources = [None, np.int64(1), np.str_("b")]
     filtered = filter_param_space({"source": tune.grid_search(sources), "target": Task.B}, rule)
     assert expanded(filtered) == [{"source": s, "target": Task.B} for s in (None, "b")]
