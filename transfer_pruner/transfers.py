@@ -262,14 +262,18 @@ def _free_names(hyperparameters: Iterable[str]) -> dict[str, str]:
 
 def _written(value: Any) -> str:
     """Write a hyperparameter so that equal ones are equal text, whatever a host made of them."""
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() else repr(float(value))
+    if value is None or isinstance(value, int):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(str(value))
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        return _written(value.tolist())
     if isinstance(value, Mapping):
         return f"{{{', '.join(sorted(f'{k!r}: {_written(v)}' for k, v in value.items()))}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_written, value))}]"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 

@@ -87,26 +87,22 @@ class Search:
             self.ray_folder, metric=self.metric, mode=self.mode, **self.pair
         )
 
-    def records(self, rule: EliminationRule | None) -> tuple[list[TrialRecord], bool]:
-        """Read the search as records, and whether a higher value is better."""
+    def records(self, rule: EliminationRule | None) -> list[TrialRecord]:
+        """Read the search as records."""
         if self.storage is not None:
             with needing("optuna", "--storage"):
-                from optuna.study import StudyDirection
-
                 from transfer_pruner_optuna.records import check_objective, records_from_study
             study = self._study()
             index = check_objective(study, self.objective_index)
-            records = records_from_study(study, rule, objective_index=index, **self.pair)
-            return records, study.directions[index] == StudyDirection.MAXIMIZE
+            return records_from_study(study, rule, objective_index=index, **self.pair)
         assert self.ray_folder is not None
         with needing("ray", "--ray"):
             import pyarrow  # noqa: F401
 
             from transfer_pruner_ray import records_from_results
-        records = records_from_results(
+        return records_from_results(
             self.ray_folder, rule, metric=self.metric, mode=self.mode, **self.pair
         )
-        return records, self.mode != "min"
 
     def _study(self) -> optuna.Study:
         assert self.storage is not None

@@ -51,7 +51,7 @@ def report(
     if attribution_seconds is None:
         took = [e.provenance.get("seconds", 0.0) for e in (embeddings or {}).values()]
         attribution_seconds = float(sum(took))
-    records, maximize = where.records(rule)
+    records = where.records(rule)
     if not records:
         fail(
             f"no finished trial has the parameters {', '.join(where.source_params)} and "
@@ -60,7 +60,6 @@ def report(
     write_report(
         records,
         out,
-        maximize=maximize,
         rule=rule,
         title=title,
         single_task_seconds=single_task_seconds,
