@@ -43,6 +43,9 @@ except ImportError as error:  # the wheel's check runs it in an environment with
         "embedding a task needs torch and captum: pip install 'transfer-pruner[attribution]'."
     ) from error
 
+N_STEPS = 8
+"""Steps of the integral, where a user asks for no other number."""
+
 # So few examples are enough to see whether the model is as it must be.
 _CHECKED = 4
 
@@ -57,7 +60,7 @@ def embed(
     layers: Sequence[str] | None = None,
     neuron_axis: int | Mapping[str, int] | None = None,
     method: str | type = "conductance",
-    n_steps: int = 8,
+    n_steps: int | None = None,
     batch_size: int = 64,
     keep_examples: bool = True,
 ) -> TaskEmbedding:
@@ -104,17 +107,18 @@ def embed(
         it, nor inputs of another size tell it from positions; an error says so.
     method : str or Captum class
         ``"conductance"``: layer conductance (Dhamdhere et al. 2018) as the paper uses it, all
-        layers in one sweep. ``"gradient_x_activation"`` costs `n_steps` times less and needs no
+        layers in one sweep. ``"gradient_x_activation"`` costs 8 times less and needs no
         baseline input. ``"integrated_gradients"``, ``"deep_lift"``, ``"gradient_shap"`` or a layer
         attribution class of ``captum.attr``: by Captum, layer by layer.
-    n_steps : int
-        Steps of the integral. 8 rank pairs as many more do (CONTRIBUTING.md); for a vector whose
-        sum is the change of the output to 2% or so it takes some hundreds. Where a layer that
-        everything passes through leaves more than 80% of the output's changes unexplained, four
-        times as many are taken by conductance, and again, up to 128 or until that no longer helps.
+    n_steps : int, optional
+        Steps of the integral; 8 if left out, which rank pairs as many more do (CONTRIBUTING.md);
+        for a vector whose sum is the change of the output to 2% or so it takes some hundreds. Left
+        out, four times as many are taken by conductance, and again, up to 128, where a layer that
+        everything passes through leaves more than 80% of the output's changes unexplained and that
+        helps.
     batch_size : int
         Probe examples attributed together. A sweep holds the activations of two steps at once, so
-        memory does not grow with `n_steps`; Captum's methods hold those of all steps.
+        memory does not grow with the steps; Captum's methods hold those of all steps.
     keep_examples : bool
         Whether to keep the attributions of each probe example, without which two tasks can only be
         compared by their mean: n_probe times the bytes of the vectors.
@@ -174,7 +178,7 @@ def embed_batches(
     target: Target,
     layers: Sequence[str] | None,
     method: str | type,
-    n_steps: int,
+    n_steps: int | None,
     batch_size: int,
     keep_examples: bool,
     provenance: Mapping[str, object],
@@ -200,7 +204,8 @@ def embed_batches(
         method gives them, after the last batch.
     """
     started = time.perf_counter()
-    batch_size, n_steps = int(batch_size), operator.index(n_steps)
+    exactly = n_steps is not None
+    batch_size, n_steps = int(batch_size), N_STEPS if n_steps is None else operator.index(n_steps)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
     if n_steps < 1:
@@ -211,7 +216,7 @@ def embed_batches(
         taps = _prepare(scorer, next(iter(batches())), target, layers, neuron_axis)
         observe = observe_inputs is not None
         totals = gather(scorer, taps, batches(), target, attribute, observe)
-        if method == "conductance" and totals.largest_gap > LARGEST_GAP:
+        if not exactly and method == "conductance" and totals.largest_gap > LARGEST_GAP:
             enough = enough_steps(scorer, taps, batches(), target, n_steps)
             if enough > n_steps:
                 n_steps, attribute = enough, attribution_method(method, enough)

@@ -193,7 +193,7 @@ def check_explained(totals: Totals, name: str, n_steps: int, adds_up: bool) -> N
             f"attributions of task {name!r} leave {max(wide.values()):.0%} of what the probe "
             f"examples change the output by unexplained in {len(wide)} of {len(totals.taps)} "
             f"layers ({', '.join(list(wide)[:3])}; {n_steps} steps): its pairs are ranked by "
-            "little. Try other baselines=, or layers= that are smoother.",
+            "little. Try more steps, another baseline input, or layers that are smoother.",
             TransferPrunerWarning,
             stacklevel=4,
         )

@@ -68,7 +68,7 @@ _METHODS = (
     show_default=True,
     help=f"One of {', '.join(_METHODS)}.",
 )
-@click.option("--steps", type=int, default=8, show_default=True, help="Along the path.")
+@click.option("--steps", type=int, help="Along the path.  [default: 8; more if they miss much]")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
 @click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
 @click.option(
@@ -98,7 +98,7 @@ def embed(
     only: str | None,
     max_texts: int,
     seed: int,
-    steps: int,
+    steps: int | None,
     targets: tuple[str, ...],
     layers: tuple[str, ...],
     out: Path,

@@ -33,7 +33,7 @@ def embed_text(
     target: int | str | None = None,
     layers: Sequence[str] | None = None,
     method: str | type = "conductance",
-    n_steps: int = 8,
+    n_steps: int | None = None,
     batch_size: int = 16,
     max_length: int = 128,
     keep_examples: bool = True,

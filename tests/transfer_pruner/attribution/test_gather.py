@@ -62,10 +62,13 @@ def test_where_more_steps_do_not_help_the_user_is_warned() -> None:
     assert embedding.provenance["n_steps"] == 8
 
 
-def test_a_model_that_explains_itself_with_the_steps_that_were_asked_for_gets_no_more() -> None:
+def test_where_the_sum_explains_enough_or_steps_were_asked_for_no_more_are_taken() -> None:
     torch.manual_seed(0)
-    embedding = embed(Branched(), torch.randn(9, 6), name="t", target=1, n_steps=2)
-    assert embedding.provenance["n_steps"] == 2
+    embedding = embed(Branched(), torch.randn(9, 6), name="t", target=1)
+    assert embedding.provenance["n_steps"] == 8
+    with pytest.warns(TransferPrunerWarning, match=r"task 't' leave .*; 7 steps"):
+        asked = embed(layer_norm_first(), torch.randn(9, 8), name="t", target=1, n_steps=7)
+    assert asked.provenance["n_steps"] == 7
 
 
 @pytest.mark.parametrize("method", ["conductance", "gradient_x_activation", "deep_lift"])
