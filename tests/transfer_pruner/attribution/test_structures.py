@@ -69,9 +69,7 @@ def test_a_model_answers_with_its_logits_whatever_stands_before_them() -> None:
     loss, logits = torch.ones(()), torch.ones(3, 2)
     assert first_tensor({"loss": loss, "logits": logits}) is logits
     assert first_tensor((logits, [loss])) is logits
-    with pytest.raises(
-        ValueError, match="must return a floating-point tensor but returned N"
-    ):
+    with pytest.raises(ValueError, match="must return a floating-point tensor but returned N"):
         first_tensor(None)
 
 

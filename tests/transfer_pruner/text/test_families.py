@@ -217,6 +217,9 @@ def by_definition(
     for layer in layers:
         steps = zip(gradients[layer], found[layer], found[layer][1:], strict=False)
         total = sum((slope * (after - before) for slope, before, after in steps), torch.zeros(()))
+        module = model.get_submodule(layer.partition("#")[0])
+        if isinstance(module, nn.Conv1d) or type(module).__name__ == "SqueezeBertLayerNorm":
+            total = total.transpose(1, 2)
         conductance[layer] = total.reshape(-1, total.shape[-1]).sum(dim=0).numpy()
     return conductance
 
@@ -335,7 +338,8 @@ NOT_MADE = {"layoutlmv2", "t5gemma2", "zamba"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted({*FAMILIES} - NOT_MADE - {"canine", "reformer"}))
+# MRA answers alike whatever so short a text says, which is refused.
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - NOT_MADE - {"canine", "reformer", "mra"}))
 def test_every_family_is_what_its_definition_says(
     family: str, plain: PreTrainedTokenizerFast
 ) -> None:
