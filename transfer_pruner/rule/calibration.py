@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.rule.ranking import (
@@ -273,7 +274,9 @@ def _honest_scores(
                 "that is not fitted."
             )
         columns = {"source": source, "target": target}
-        without = clone(predictor).fit(rest[list(columns)].rename(columns=columns), rest["gain"])
+        known = rest[list(columns)].rename(columns=columns)
+        with unlogged():
+            without = clone(predictor).fit(known, rest["gain"])
         own = (pairs[target] == name).to_numpy()
         honest[own] = finite_or_nan(without.predict(pairs[own]))
     return honest, bool(seen)

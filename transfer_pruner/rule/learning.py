@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import pair_columns, pair_features
 from transfer_pruner.probability import probability_to_exceed
@@ -187,7 +188,8 @@ class LearningRule:
         columns = self._columns
         known = measured.rename(columns=dict(zip(_PAIR, columns, strict=True)))
         known = known.merge(self._candidates, on=columns, how="left")
-        fitted = clone(self._predictor).fit(known.drop(columns="gain"), known["gain"])
+        with unlogged():
+            fitted = clone(self._predictor).fit(known.drop(columns="gain"), known["gain"])
         table = self._candidates[columns].set_axis(_PAIR, axis=1)
         table["score"] = finite_or_nan(fitted.predict(self._candidates))
         table["probability"] = probability_to_exceed(table["score"], fitted.residuals_)

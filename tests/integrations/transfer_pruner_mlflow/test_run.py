@@ -95,31 +95,6 @@ def test_settings_of_a_rule_that_mlflow_refuses_stand_in_the_tag_alone(
     assert len(decisions(MlflowClient(uri), str(tracker.run_id))) == 1
 
 
-def test_tasks_and_numbers_of_any_kind_are_shown(uri: str, told: Told) -> None:
-    # Half a character is what the name of a file may hold.
-    names = ["中文", "a\nb", "x, y", 'a "quoted" one', "\ud800", "e" * 5000, "=1+1", "😀"]
-    odd = [
-        TrialRecord(i, name, "t", "trained", 1.0, 0.5, reason=name) for i, name in enumerate(names)
-    ]
-    odd += [
-        TrialRecord(20 + i, "s", name, "trained", seconds, value, hyperparameters={name: seconds})
-        for i, (name, seconds, value) in enumerate(
-            [("inf", float("inf"), 0.5), ("nan", 1.0, float("nan")), ("-inf", 1.0, float("-inf"))]
-        )
-    ]
-    with SavingsTracker("trec-is", tracking_uri=uri, report=False) as tracker:
-        for record in odd:
-            tracker.record(record)
-    assert told() == []
-    client = MlflowClient(uri)
-    assert client.get_run(str(tracker.run_id)).info.status == "FINISHED"
-    path = client.download_artifacts(str(tracker.run_id), "savings/decisions.csv")
-    table = pd.read_csv(path, keep_default_na=False)
-    assert list(table["source"])[: len(names)] == [
-        name.encode("utf-8", "backslashreplace").decode() for name in names
-    ]
-
-
 def test_a_run_that_is_deleted_in_the_middle_is_told_with_what_brings_it_back(
     uri: str, records: list[TrialRecord], decisions: Decisions, told: Told
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integrations.transfer_pruner_mlflow.server import Server
+from transfer_pruner import EliminationRule, TrialRecord
 from transfer_pruner_mlflow import SavingsTracker, sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,6 +34,37 @@ def test_a_search_is_shown_over_http(
     again = sync(tracker.spool)
     assert again.points_sent == 0
     agrees_with(decisions(client, str(tracker.run_id)), study)
+
+
+def test_tasks_and_numbers_of_any_kind_are_shown(server: Server, told: Told) -> None:
+    # Half a character is what the name of a file may hold.
+    names = ["中文", "a\nb", "x, y", 'a "quoted" one', "\ud800", "e" * 5000, "=1+1", "😀", "\0"]
+    odd = [
+        TrialRecord(i, name, "t", "trained", 1.0, 0.5, reason=name) for i, name in enumerate(names)
+    ]
+    odd += [
+        TrialRecord(20 + i, "s", name, "trained", seconds, value, hyperparameters={name: seconds})
+        for i, (name, seconds, value) in enumerate(
+            [("inf", math.inf, 0.5), ("nan", 1.0, math.nan), ("-inf", 1.0, -math.inf)]
+        )
+    ]
+    settings = {"k": 3, "of (all)": "x", "text": "\ud800中", "long": "ä" * 4000}
+    rule = EliminationRule({}, settings)
+    with SavingsTracker("odd", tracking_uri=server.uri, rule=rule, report=False) as tracker:
+        for record in odd:
+            tracker.record(record)
+        tracker.log_metrics({"f1 macro/dev-2.ä": 0.7, "inf": math.inf})
+    assert told() == []
+    client = MlflowClient(server.uri)
+    run = client.get_run(str(tracker.run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["f1 macro/dev-2.ä"] == 0.7
+    assert run.data.params["transfer_pruner.k"] == "3"
+    path = client.download_artifacts(str(tracker.run_id), "savings/decisions.csv")
+    table = pd.read_csv(path, keep_default_na=False)
+    assert list(table["source"])[: len(names)] == [
+        name.encode("utf-8", "backslashreplace").decode() for name in names
+    ]
 
 
 @pytest.mark.parametrize("back", ["before the search is over", "when the search is long over"])
