@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import optuna
 
 DEFAULT_EXPERIMENT = "transfer_pruner"
+_LONGEST_NAME = 500  # MLflow's own limit
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -53,15 +54,16 @@ def attach(
     Raises
     ------
     ValueError
-        If `experiment` is empty.
+        If `experiment` is empty or too long.
     mlflow.exceptions.MlflowException
         If the tracking URI has a scheme that MLflow does not know.
     """
     import mlflow
 
-    if experiment is not None and not experiment.strip():
+    if experiment is not None and not 0 < len(experiment.strip()) <= _LONGEST_NAME:
         raise ValueError(
-            f"experiment must be a name but got {experiment!r}; leave it out for none."
+            f"experiment must be a name of at most {_LONGEST_NAME} characters but got "
+            f"{experiment!r}; leave it out for none."
         )
     study_run, study_uri = _run_of(study)
     current = mlflow.get_tracking_uri()

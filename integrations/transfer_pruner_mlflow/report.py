@@ -1,16 +1,53 @@
-"""The report of a search and its figures' data, as files beside the spool."""
+"""The files that belong to a run: figures, copies and the report, beside the spool until sent."""
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner_mlflow.ledger import Ledger
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 REPORT = "savings/report.html"
+
+
+def artifact_name(artifact: str) -> str:
+    """Check the name of a file in a run, and write it without detours.
+
+    Raises
+    ------
+    ValueError
+        If it is no relative name.
+    """
+    name = PurePosixPath(artifact)
+    if not name.name or name.is_absolute() or ".." in name.parts:
+        raise ValueError(
+            f"artifact must be a relative name, as 'savings/pairs.png', but got {artifact!r}."
+        )
+    return str(name)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure of matplotlib, or one of plotly as a page of its own."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if hasattr(figure, "write_html"):
+        figure.write_html(file, include_plotlyjs=True)
+    else:
+        figure.savefig(file)
+
+
+def copy_file(path: str | os.PathLike[str], file: Path) -> None:
+    """Copy a file, which may be gone or changed when the tracker is closed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, file)
 
 
 def write_report_files(

@@ -8,12 +8,11 @@ no global state of MLflow (active run, tracking URI, environment) is changed.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
@@ -25,7 +24,13 @@ from transfer_pruner.savings import Savings
 from transfer_pruner_mlflow.attach import attach
 from transfer_pruner_mlflow.energy import EnergyMeter
 from transfer_pruner_mlflow.ledger import Ledger
-from transfer_pruner_mlflow.report import REPORT, write_report_files
+from transfer_pruner_mlflow.report import (
+    REPORT,
+    artifact_name,
+    copy_file,
+    save_figure,
+    write_report_files,
+)
 from transfer_pruner_mlflow.spool import (
     DEFAULT_DIRECTORY,
     Event,
@@ -249,7 +254,8 @@ class SavingsTracker:
     def record(self, record: TrialRecord) -> None:
         """Take the record of one trial; returns at once, from any thread, and never raises.
 
-        A record with the number of an earlier one replaces it, so a study can be replayed.
+        A record with the number and the pair of an earlier one replaces it, so a study can be
+        replayed. A trial may have a second one, of a pair that was proposed for it and eliminated.
         """
         guarded(lambda: self._append("trial", encode_record(record)))
 
@@ -292,17 +298,8 @@ class SavingsTracker:
 
         A figure of plotly becomes a page of its own, ``.html``, that needs no network.
         """
-        artifact, file = self._place(artifact)
-
-        def save() -> None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if hasattr(figure, "write_html"):
-                figure.write_html(file, include_plotlyjs=True)
-            else:
-                figure.savefig(file)
-            self._put(artifact, file)
-
-        guarded(save)
+        name = artifact_name(artifact)
+        guarded(lambda: self._put(name, save_figure, figure))
 
     def log_report(
         self, path: str | os.PathLike[str], artifact: str = "savings/report.html"
@@ -323,14 +320,8 @@ class SavingsTracker:
         """
         if not Path(path).is_file():
             raise ValueError(f"path is {str(path)!r}, which is no file.")
-        artifact, file = self._place(artifact)
-
-        def copy() -> None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, file)
-            self._put(artifact, file)
-
-        guarded(copy)
+        name = artifact_name(artifact)
+        guarded(lambda: self._put(name, copy_file, path))
 
     def ray_callback(
         self,
@@ -397,7 +388,7 @@ class SavingsTracker:
         if self._report and REPORT not in self._artifacts:
             files = write_report_files(ledger, self._copies(), self.rule, failures)
             for artifact, file in files.items():
-                self._put(artifact, file)
+                self._announce(artifact, file)
 
     def _ledger(self) -> Ledger:
         """Read again what was recorded."""
@@ -448,18 +439,14 @@ class SavingsTracker:
             elif not self.closed:
                 self._file.append(kind, data)
 
-    def _put(self, artifact: str, file: Path) -> None:
+    def _put(self, artifact: str, write: Callable[[Any, Path], None], what: Any) -> None:
+        file = self._copies() / artifact
+        write(what, file)
+        self._announce(artifact, file)
+
+    def _announce(self, artifact: str, file: Path) -> None:
         self._artifacts.add(artifact)
         self._append("artifact", {"artifact": artifact, "file": str(file)})
-
-    def _place(self, artifact: str) -> tuple[str, Path]:
-        """Find a place for a copy of an artifact; it is there when something is written to it."""
-        name = PurePosixPath(artifact)
-        if not name.name or name.is_absolute() or ".." in name.parts:
-            raise ValueError(
-                f"artifact must be a relative name, as 'savings/pairs.png', but got {artifact!r}."
-            )
-        return str(name), self._copies() / name
 
     def _copies(self) -> Path:
         """Name the folder of what belongs to the run, beside the spool if there is one."""

@@ -554,8 +554,9 @@ def test_a_name_that_leaves_the_run_is_refused(name: str, tmp_path: Path, uri: s
 
 
 def test_what_is_wrong_already_here_is_said_at_once(uri: str) -> None:
-    with pytest.raises(ValueError, match="experiment must be a name but got ''"):
-        SavingsTracker("", tracking_uri=uri)
+    for name in ("", " ", "x" * 501):
+        with pytest.raises(ValueError, match=f"experiment must be a name .* but got '{name}'"):
+            SavingsTracker(name, tracking_uri=uri)
     with pytest.raises(ValueError, match="close_seconds cannot be negative but got -1"):
         SavingsTracker(tracking_uri=uri, close_seconds=-1)
     with pytest.raises(mlflow.MlflowException):
