@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transfer_pruner import _moved  # noqa: F401
+from transfer_pruner._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from transfer_pruner.acquisition import suggest_pairs
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from transfer_pruner.tasks import PairParams
     from transfer_pruner.text import embed_many
     from transfer_pruner.transfers import transfers_from_records
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AuditEstimate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -92,6 +93,56 @@ def test_the_core_imports_no_host_and_torch_in_one_place() -> None:
         assert not roots & HOSTS, path
         if path.parent.name not in TORCH:
             assert not roots & {"torch", "captum", "transformers"}, path
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    """What each of our modules imports of the others, lazily or for types too."""
+    modules = {
+        ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
+        for base in (ROOT, ROOT / "integrations")
+        for path in base.glob("transfer_pruner*/**/*.py")
+    }
+    # The package's own names are found on first use, and old ones where they went.
+    importing = modules.keys() - {"transfer_pruner", "transfer_pruner._moved"}
+    found: dict[str, set[str]] = {}
+    for module in importing:
+        found[module] = set()
+        for node in ast.walk(ast.parse(modules[module].read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[module] |= (names | {node.module}) & modules.keys() - {module}
+    return found
+
+
+def test_no_import_leads_back_to_where_it_came_from() -> None:
+    imports = imports_between_modules()
+    assert len(imports) > 80
+    order = graphlib.TopologicalSorter(imports)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_rooms_import_one_way() -> None:
+    ground = ("tasks", "exceptions", "files", "_version", "autologging")
+    levels = [
+        *(("embedding", "records"), ("pairs",), ("predictor",), ("rule", "savings", "audit")),
+        *(("tables",), ("plotting",), ("report",), ("cli",)),
+    ]
+    level = {room: n for n, rooms in enumerate([ground, *levels]) for room in rooms}
+    for module, imported in imports_between_modules().items():
+        room = module.split(".")[1:2]
+        for other in imported:
+            their = other.split(".")[1:2]
+            both = [level.get(*name) if name else None for name in (room, their)]
+            if module.split(".")[0] == other.split(".")[0] and None not in both and room != their:
+                assert both[0] >= both[1], f"{module} imports {other}, which is above it"  # type: ignore[operator]
+
+
+def test_the_map_names_every_module() -> None:
+    written = (ROOT / "CONTRIBUTING.md").read_text()
+    for base in (ROOT, ROOT / "integrations"):
+        for path in base.glob("transfer_pruner*/**/*.py"):
+            if path.name != "__init__.py":
+                assert f"`{path.name}`" in written, path
 
 
 def test_nothing_is_loaded_that_could_run_code() -> None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from transfer_pruner import __version__
+from transfer_pruner._version import __version__
 from transfer_pruner.attribution.outputs import SUM, Target, check_target, plain_target
 from transfer_pruner.embedding import GAPS, LARGEST_GAP, WHOLE, TaskEmbedding
 

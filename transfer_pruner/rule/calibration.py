@@ -32,7 +32,7 @@ from transfer_pruner.rule.ranking import (
 from transfer_pruner.tasks import FloatArray, is_baseline, task_name
 
 if TYPE_CHECKING:
-    from transfer_pruner.rule.elimination import EliminationRule
+    pass
 
 # The products of counts and decimal fractions that must be whole numbers, such as 10 * (1 - 0.7),
 # are so only up to rounding.
@@ -160,7 +160,7 @@ def target_depths(table: pd.DataFrame, tolerance: float = 0.0) -> pd.Series:
 
 
 def loses_best(
-    kept: EliminationRule | Iterable[tuple[str, str]],
+    kept: DecidedPairs | Iterable[tuple[str, str]],
     pairs: pd.DataFrame,
     gains: ArrayLike,
     *,
