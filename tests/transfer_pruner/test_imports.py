@@ -102,15 +102,18 @@ def imports_between_modules() -> dict[str, set[str]]:
         for base in (ROOT, ROOT / "integrations")
         for path in base.glob("transfer_pruner*/**/*.py")
     }
-    # The package's own names are found on first use, and old ones where they went.
-    importing = modules.keys() - {"transfer_pruner", "transfer_pruner._moved"}
+    # Packages' own names are found on first use, and old ones where they went.
+    lazy = {"transfer_pruner", "transfer_pruner_ray", "transfer_pruner._moved"}
+    importing = modules.keys() - lazy
     found: dict[str, set[str]] = {}
     for module in importing:
         found[module] = set()
         for node in ast.walk(ast.parse(modules[module].read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = {f"{node.module}.{alias.name}" for alias in node.names}
-                found[module] |= (names | {node.module}) & modules.keys() - {module}
+                named = names & modules.keys()
+                found[module] |= named if named == names else named | {node.module}
+        found[module] &= modules.keys() - {module}
     return found
 
 

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from transfer_pruner.autologging import unlogged
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import named_pairs, pair_columns
+from transfer_pruner.rule.decided import DecidedPairs
 from transfer_pruner.rule.ranking import (
     Predictor,
     candidate_pairs,
