@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from transfer_pruner.records import Recorder
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.tasks import PairParams
+from transfer_pruner.tasks import PairParams, SourceParam
 
 try:
     from ray.tune import Callback
@@ -78,7 +77,7 @@ class RayCallback(Callback):
         tracker: Tracker,
         metric: str | None,
         *,
-        source_param: str | Sequence[str],
+        source_param: SourceParam,
         target_param: str,
         target: str | None,
         min_iterations: int,

@@ -99,7 +99,7 @@ def read_trials(
     FileNotFoundError
         If there is no experiment in the folder.
     ValueError
-        If its state is half written and stays so.
+        If `results` is none of these, or the state is half written and stays so.
     """
     filesystem, folder = _located(results)
     needed = [name for name in (*_MEASURES, metric) if name]
@@ -162,6 +162,11 @@ def _located(results: ResultGrid | str | os.PathLike[str]) -> tuple[FileSystem, 
     from pyarrow.fs import FileSystem, LocalFileSystem
 
     if not isinstance(results, (str, os.PathLike)):
+        if not hasattr(results, "filesystem"):
+            raise ValueError(
+                f"results must be what Tuner.fit returned, or the experiment's folder, but got "
+                f"{results!r}; of tune.run it is analysis.experiment_path."
+            )
         return results.filesystem, results.experiment_path
     folder = os.fspath(results)
     if "://" in folder:

@@ -74,7 +74,8 @@ def records_from_results(
     FileNotFoundError
         If there is no experiment in the folder.
     ValueError
-        If there is a metric and its mode is not known, or `rule` is no rule.
+        If there is a metric and its mode is not known, `results` is no experiment or `rule` no
+        rule.
     """
     metric, mode = _metric_and_mode(results, metric, mode)
     pair_of = PairParams(source_param, target_param, target)

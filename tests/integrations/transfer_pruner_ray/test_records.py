@@ -160,6 +160,9 @@ def test_what_is_missing_is_named(results: ResultGrid, tmp_path: Path) -> None:
         transfers_from_results(results, mode="up")
     with pytest.raises(ValueError, match="of 0 trials with a source"):
         transfers_from_results(results, metric="scores/f2", **PAIR)
+    rule = EliminationRule({}, {})
+    with pytest.raises(ValueError, match="results must be what Tuner"):
+        records_from_results(rule, results)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rule must be an EliminationRule"):
         records_from_results(results, "rule/")  # type: ignore[arg-type]
     for read in (transfers_from_results, records_from_results):
