@@ -14,7 +14,7 @@ from typing import Any
 
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.records import Recorder, TrialRecord
-from transfer_pruner.rule.current import CurrentRule
+from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.rule.verdict import Decider, Verdict
@@ -87,6 +87,17 @@ class TuneDecider(Decider):
             super().warn(kind, message)
         except TransferPrunerWarning:
             logger.warning(message)
+
+
+def rule_of_now(
+    current: CurrentRule, finished: list[Finished], before: EliminationRule, decider: Decider
+) -> EliminationRule:
+    """Let the rule learn from what has finished; where that fails it stays as it was before."""
+    try:
+        return current("", finished)
+    except Exception as error:
+        decider.warn("refit", f"the rule could not learn and stays as it is: {error!r}")
+        return before
 
 
 def fixed_rule(rule: EliminationRule) -> EliminationRule:

@@ -27,7 +27,7 @@ except ImportError as error:
     ) from error
 
 from transfer_pruner_ray import _private
-from transfer_pruner_ray.deciding import TuneDecider, evidence_of
+from transfer_pruner_ray.deciding import TuneDecider, evidence_of, rule_of_now
 from transfer_pruner_ray.marks import AUDIT, ELIMINATED, PAIR, PREFIX, flat
 
 # Tune looks at its time budget and at interrupts between its steps only.
@@ -236,11 +236,7 @@ class TransferScheduler(TrialScheduler):
     def _refit(self) -> None:
         if not self._current.learns or not self._search.ended:
             return
-        try:
-            rule = self._current("", self._finished())
-        except Exception as error:
-            self._decider.warn("refit", f"the rule could not learn and stays as it is: {error!r}")
-            return
+        rule = rule_of_now(self._current, self._finished(), self._rule, self._decider)
         self._search.refitted = self._search.refitted or rule is not self._rule
         self._rule = rule
 

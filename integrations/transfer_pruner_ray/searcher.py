@@ -26,7 +26,13 @@ from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.rule.verdict import Verdict
 from transfer_pruner.tasks import PairParams, SourceParam
-from transfer_pruner_ray.deciding import PassedOver, TuneDecider, evidence_of, refuse_hidden
+from transfer_pruner_ray.deciding import (
+    PassedOver,
+    TuneDecider,
+    evidence_of,
+    refuse_hidden,
+    rule_of_now,
+)
 from transfer_pruner_ray.marks import Pair, flat, with_audit
 
 _STATE_SUFFIX = ".transfer.json"
@@ -108,6 +114,7 @@ class TransferSearcher(Searcher):
         self._running: dict[str, Mapping[str, Any]] = {}
         self._records: list[TrialRecord] = []
         self._learnt = 0
+        self._rule = self._current.first
         self._inner_ids: dict[str, str] = {}
         self._worst: float | None = None
 
@@ -300,7 +307,8 @@ class TransferSearcher(Searcher):
             )
         new = [Finished((r.number,), r) for r in self._records[self._learnt :]]
         self._learnt = len(self._records)
-        return self._current("", new)
+        self._rule = rule_of_now(self._current, new, self._rule, self._decider)
+        return self._rule
 
     def _learn_from(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         record = evidence_of(

@@ -349,6 +349,14 @@ def test_a_rule_that_learns_goes_on_by_attributions_without_baseline_trials() ->
     assert not searcher.rejected
 
 
+def test_warnings_that_are_errors_do_not_end_the_search() -> None:
+    space = {"source": tune.choice(["a", "b"]), "target": tune.choice(["c", "d", "unknown"])}
+    searcher = TransferSearcher(random_search(), learning_rule())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TransferPrunerWarning)
+        assert len(search(searcher, 45, space, score=error_of, mode="min")) == 45
+
+
 def test_failed_trials_and_those_without_a_score_teach_nothing() -> None:
     searcher = TransferSearcher(random_search(), learning_rule())
     searcher.set_search_properties("score", "max", SIX_SPACE)
