@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from transfer_pruner.attribution._embed import embed_batches, without_wrapper
+from transfer_pruner.attribution import embed_batches
 from transfer_pruner.attribution.outputs import PREDICTED, SUM, default_target
 from transfer_pruner.embedding import TOKENS, TaskEmbedding
 
@@ -20,7 +20,8 @@ except ImportError as error:
         "embedding a text task needs transformers: pip install 'transfer-pruner[text]'."
     ) from error
 
-from transfer_pruner.attribution.methods import Batch
+from transfer_pruner.attribution.scorer import Batch
+from transfer_pruner.attribution.wrappers import without_wrapper
 from transfer_pruner.text.tokens import Encoder, tokenized, unknown_share
 
 
@@ -143,8 +144,7 @@ def _target(target: int | str | None, model: PreTrainedModel) -> int | str:
     if target is None:
         return default_target(model.config, type(model).__name__)
     if not isinstance(target, str) or target in (PREDICTED, SUM):
-        # An element of an array of labels is a number too.
-        return target.item() if hasattr(target, "item") else target
+        return target
     labels = {str(label): int(index) for index, label in (model.config.id2label or {}).items()}
     alike = {label for label in labels if label.casefold() == target.casefold()}
     found = target if target in labels else alike.pop() if len(alike) == 1 else None

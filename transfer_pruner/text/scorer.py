@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from transfer_pruner.attribution._embed import evaluating
-from transfer_pruner.attribution.methods import Scorer, first_tensor
+from transfer_pruner.attribution.scorer import Scorer
+from transfer_pruner.attribution.structures import first_tensor
+from transfer_pruner.attribution.wrappers import evaluating
 
 # Logits may differ by this share of the largest: what reordered sums leave of float32.
 TOLERANCE = 1e-3

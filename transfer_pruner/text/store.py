@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from transfer_pruner.embedding import (
     TaskEmbedding,
     embedding_file,
@@ -302,4 +300,4 @@ def _described(value: Any) -> Any:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (tuple, list)):
         return list(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if hasattr(value, "item") else value

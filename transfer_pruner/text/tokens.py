@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from transfer_pruner.attribution._embed import device_of, evaluating
-from transfer_pruner.attribution.methods import Batch, first_tensor
+from transfer_pruner.attribution.scorer import Batch
+from transfer_pruner.attribution.structures import first_tensor
+from transfer_pruner.attribution.wrappers import device_of, evaluating
 from transfer_pruner.text.scorer import TextScorer, close, takes
 
 Tokens = Mapping[str, list[int]]
