@@ -180,11 +180,11 @@ def check_explained(totals: Totals, name: str, n_steps: int, adds_up: bool) -> N
         If all attributions are 0.
     """
     if not any(values.any() for values in totals.examples.values()):
-        what = "no neuron of the layers" if totals.changes.any() else "the model's output never"
+        what = "nothing in the layers moves the output" if totals.changes.any() else ""
         raise ValueError(
-            f"inputs of task {name!r} have attributions that are all 0: {what} changes along the "
-            "path from the baseline input. Check that the probe examples are of the model's kind, "
-            "and not the baseline input itself."
+            f"inputs of task {name!r} have attributions that are all 0: along the path from the "
+            f"baseline input {what or 'the output never changes'}. Check that the probe examples "
+            "are of the model's kind, and not the baseline input itself."
         )
     gaps = totals.gaps(whole=True) if adds_up else {}
     wide = {layer: gap for layer, gap in gaps.items() if gap > LARGEST_GAP}

@@ -74,7 +74,7 @@ def test_where_the_sum_explains_enough_or_steps_were_asked_for_no_more_are_taken
 @pytest.mark.parametrize("method", ["conductance", "gradient_x_activation", "deep_lift"])
 def test_attributions_that_are_all_zero_are_refused(method: str) -> None:
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match=r"task 't' have attributions that are all 0: the model's"):
+    with pytest.raises(ValueError, match=r"task 't' .* are all 0: .* the output never changes"):
         embed(Branched(), torch.zeros(4, 6), name="t", target=1, method="conductance")
     dead = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
