@@ -119,9 +119,18 @@ def test_a_filtered_space_draws_anew_in_another_search_and_alike_in_the_same() -
     other = [audits_of({}, search_name=f"search {n}") for n in range(5)]
     assert len({frozenset(audits) for audits in other}) > 1
     # Unnamed, a search is called after its space.
-    other_kinds = {"f": tune.sample_from(len), "own": Own(), "n": np.int64(3), "g": print}
-    again = [audits_of({"lr": tune.uniform(0, 1), **other_kinds}) for _ in range(2)]
-    assert again[0] == again[1]
+    again = [
+        audits_of(
+            {
+                "lr": tune.uniform(0, 1),
+                "warmup": tune.sample_from(lambda: step),  # noqa: B023
+                "own": Own(),
+                "weights": np.array([step]),
+            }
+        )
+        for step in range(2)
+    ]
+    assert again[0] == again[1], "in another process every object has another address"
     unnamed = [audits_of({"lr": tune.uniform(0, high)}) for high in range(1, 6)]
     assert len({frozenset(audits) for audits in unnamed}) > 1
 
