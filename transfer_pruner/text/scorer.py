@@ -19,8 +19,8 @@ from transfer_pruner.attribution.scorer import Scorer
 from transfer_pruner.attribution.structures import first_tensor
 from transfer_pruner.attribution.wrappers import evaluating
 
-# Logits may differ by this share of the largest: what reordered sums leave of float32.
-TOLERANCE = 1e-3
+# By this share of the largest logit two calls may differ that are to be one and the same.
+_SAME = 1e-3
 
 
 class TextScorer(Scorer):
@@ -47,7 +47,7 @@ class TextScorer(Scorer):
                 calls.append(module)
 
         with evaluating(model), torch.no_grad():
-            plain = _logits(self._observed(tokens, _tables(model), observe))
+            plain = first_tensor(self._observed(tokens, _tables(model), observe))
         self.words = _words(model, calls)
         weight = getattr(self.words, "weight", None)
         # Encoder and decoder may have a module each for the one table.
@@ -58,10 +58,10 @@ class TextScorer(Scorer):
         ]
         with evaluating(model), torch.enable_grad():
             point = self.embed(ids).requires_grad_()
-            handed = _logits(self.call(point, tokens))
+            handed = first_tensor(self.call(point, tokens))
             if handed.requires_grad:  # Reformer refuses to go back in eval mode
                 torch.autograd.grad(handed.sum(), point, allow_unused=True)
-        if not close(plain, handed):
+        if not close(plain, handed, max(_SAME, 4 * torch.finfo(plain.dtype).eps)):
             raise ValueError(
                 f"model, a {type(model).__name__}, gives other logits when it is handed the word "
                 f"embeddings of its own tokens (by {(plain - handed).abs().max():.2g}): it is "
@@ -123,16 +123,17 @@ def takes(model: PreTrainedModel) -> Callable[[str], bool]:
     return lambda name: name in parameters or name in always
 
 
-def close(one: Tensor, other: Tensor) -> bool:
-    """Whether two calls gave the same logits, to `TOLERANCE` of the largest."""
+def close(one: Tensor, other: Tensor, tolerance: float | None = None) -> bool:
+    """Whether two calls gave the same logits, to a share of the largest.
+
+    Left out, it is what sums in another order leave of the type's digits.
+    """
     if one.shape != other.shape:
         return False
+    tolerance = tolerance or min(_SAME, 1000 * torch.finfo(one.dtype).eps)
+    one, other = one.detach().double(), other.detach().double()
     scale = torch.maximum(one.abs().max(), other.abs().max())
-    return bool((one - other).abs().max() <= TOLERANCE * scale)
-
-
-def _logits(output: Any) -> Tensor:
-    return first_tensor(output).double()
+    return bool((one - other).abs().max() <= tolerance * scale)
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Module]:

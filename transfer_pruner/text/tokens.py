@@ -171,7 +171,7 @@ class Encoder:
         ways = ((longest, "padded"), (shortest, "of equal length"))
 
         def logits(tokens: Sequence[Tokens]) -> Tensor:
-            first = first_tensor(self.model(**self._named(tokens)))[:1].double()
+            first = first_tensor(self.model(**self._named(tokens)))[:1]
             # Of outputs of each token, those of the text's own.
             return first[:, : len(shortest["input_ids"])] if first.dim() == 3 else first
 

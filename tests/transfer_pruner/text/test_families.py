@@ -107,6 +107,9 @@ OWN: dict[str, dict[str, Any]] = {
     "zamba": {**MAMBA, "attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {**MAMBA, "n_mamba_heads": 4, "adapter_rank": 4},
 }
+# Their kernels know no other type.
+SINGLE = {"axk1", "axk2", "deepseek_v2", "gpt_oss", "hunyuan_v1_moe", "jamba", "minimax"}
+SINGLE |= {"mistral4", "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next"}
 # What these configurations do not let be set.
 FIXED = {
     "falcon": {"head_dim"},
@@ -148,8 +151,9 @@ def small_config(family: str, **changes: Any) -> PreTrainedConfig:
 def small_model(family: str, **changes: Any) -> PreTrainedModel:
     config = small_config(family, **changes)
     torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
     # Sharp turns of the path leave little of float32.
-    model = AutoModelForSequenceClassification.from_config(config).double().eval()
+    model.to(torch.float32 if family in SINGLE else torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
             # Weights as small as a new model's leave differences too small to measure.
@@ -170,7 +174,7 @@ def by_definition(
     target: int,
     n_steps: int,
 ) -> dict[str, np.ndarray]:
-    """Conductance of one text: gradients times changes of activations, summed over positions."""
+    """Conductance of one text: gradients times changes of activations, at every position."""
     tokens = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     table = next(
         x for x in (m.weight for m in model.modules() if hasattr(m, "weight")) if len(x) == 40
@@ -222,7 +226,7 @@ def by_definition(
         module = model.get_submodule(layer.partition("#")[0])
         if isinstance(module, nn.Conv1d) or type(module).__name__ == "SqueezeBertLayerNorm":
             total = total.transpose(1, 2)
-        conductance[layer] = total.reshape(-1, total.shape[-1]).sum(dim=0).numpy()
+        conductance[layer] = total.numpy()
     return conductance
 
 
@@ -242,6 +246,9 @@ def worst_difference(
         expected = by_definition(model, tokenizer, text, [*embedding.layers], 1, steps)
         for layer, values in expected.items():
             mine = embedding.signals[f"examples/{layer}"][row]
+            # The width stands last, but in SqueezeBERT, whose positions do.
+            width = max(axis for axis, size in enumerate(values.shape) if size == len(mine))
+            values = values.sum(axis=tuple({*range(values.ndim)} - {width}))
             worst = max(worst, np.abs(mine - values).max() / np.abs(values).max())
     return worst
 
@@ -337,8 +344,8 @@ def test_a_model_that_reads_its_tokens_elsewhere_too_is_refused(
         embed_text(model, plain, TEXTS, name="t")
 
 
-# Their libraries are not here, or transformers cannot make them small.
-NOT_MADE = {"layoutlmv2", "t5gemma2", "zamba"}
+# Their libraries are not here, transformers cannot make them small, or (MRA) small ones say nothing.
+NOT_MADE = {"layoutlmv2", "t5gemma2", "zamba", "mra"}
 
 
 @pytest.mark.slow
@@ -347,4 +354,5 @@ NOT_MADE = {"layoutlmv2", "t5gemma2", "zamba"}
 def test_every_family_is_what_its_definition_says(
     family: str, plain: PreTrainedTokenizerFast
 ) -> None:
-    assert worst_difference(small_model(family), plain) < TOLERANCE
+    tolerance = 1e-3 if family in SINGLE else TOLERANCE
+    assert worst_difference(small_model(family), plain) < tolerance
