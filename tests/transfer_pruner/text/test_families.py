@@ -344,7 +344,7 @@ def test_a_model_that_reads_its_tokens_elsewhere_too_is_refused(
         embed_text(model, plain, TEXTS, name="t")
 
 
-# Their libraries are not here, transformers cannot make them small, or (MRA) small ones say nothing.
+# Their libraries are not here, transformers cannot make them small, or small ones say nothing.
 NOT_MADE = {"layoutlmv2", "t5gemma2", "zamba", "mra"}
 
 
