@@ -171,7 +171,7 @@ def enough_steps(
     return steps if gap < _HELPS * before else n_steps
 
 
-def check_explained(totals: Totals, name: str, n_steps: int, adds_up: bool) -> None:
+def check_explained(totals: Totals, name: str, n_steps: int, warn: bool) -> None:
     """Refuse attributions that say nothing, and warn of those that say little.
 
     Raises
@@ -186,7 +186,7 @@ def check_explained(totals: Totals, name: str, n_steps: int, adds_up: bool) -> N
             f"baseline input {what or 'the output never changes'}. Check that the probe examples "
             "are of the model's kind, and not the baseline input itself."
         )
-    gaps = totals.gaps(whole=True) if adds_up else {}
+    gaps = totals.gaps(whole=True) if warn else {}
     wide = {layer: gap for layer, gap in gaps.items() if gap > LARGEST_GAP}
     if wide:
         warnings.warn(
