@@ -1,4 +1,4 @@
-"""From predicted gains and out-of-fold residuals to probabilities."""
+"""From a predicted gain and its spread to probabilities, and to what one more trial is worth."""
 
 from __future__ import annotations
 
@@ -9,28 +9,57 @@ from transfer_pruner.tasks import FloatArray
 
 
 def probability_to_exceed(
-    predicted: ArrayLike, residuals: ArrayLike, threshold: ArrayLike = 0.0
+    predicted: ArrayLike, std: ArrayLike, threshold: ArrayLike = 0.0
 ) -> FloatArray:
-    r"""Probability that the gain of each pair exceeds a threshold, by a predictor's residuals.
+    r"""Probability that the gain of each pair exceeds a threshold.
 
-    :math:`(1 + |\{r : \hat g + r > b\}|) / (2 + n)` over the n residuals r, in (0, 1); rises with
-    the prediction, falls with the threshold. Ours.
+    :math:`\Phi((\hat g - b) / \sigma)`, in [0, 1]; rises with the prediction, falls with the
+    threshold.
 
     Parameters
     ----------
     predicted : array of shape (n_pairs,)
-    residuals : array of shape (n_transfers,)
-        Measured minus predicted gains, out of fold: `TransferPredictor.residuals_`.
+    std : float or array of shape (n_pairs,)
+        :math:`\sigma`, standard deviation of the gain, above 0: the second array of
+        `TransferPredictor.predict`.
     threshold : float or array of shape (n_pairs,)
         b, in units of the gain.
 
     Returns
     -------
     array of shape (n_pairs,)
-        NaN where the prediction is.
+        NaN where the prediction or its spread is.
     """
+    from scipy.special import ndtr
+
     above = np.asarray(predicted, dtype=float) - np.asarray(threshold, dtype=float)
-    sorted_misses = np.sort(-np.asarray(residuals, dtype=float))
-    exceeding = np.searchsorted(sorted_misses, above, side="left")
-    probability = (1 + exceeding) / (2 + len(sorted_misses))
-    return np.where(np.isnan(above), np.nan, probability)
+    probability: FloatArray = ndtr(above / np.asarray(std, dtype=float))
+    return probability
+
+
+def expected_improvement(predicted: ArrayLike, std: ArrayLike, best: ArrayLike = 0.0) -> FloatArray:
+    r"""How much better than the best so far a gain is expected to be.
+
+    :math:`E[\max(g - b, 0)] = \sigma (u \Phi(u) + \varphi(u))`, :math:`u = (\hat g - b) / \sigma`,
+    of a normal g; 0 or more. Rises with the prediction and with its spread (Jones et al. 1998).
+
+    Parameters
+    ----------
+    predicted : array of shape (n_pairs,)
+    std : float or array of shape (n_pairs,)
+        :math:`\sigma`, above 0.
+    best : float or array of shape (n_pairs,)
+        b, in units of the gain.
+
+    Returns
+    -------
+    array of shape (n_pairs,)
+        In units of the gain; NaN where the prediction or its spread is.
+    """
+    from scipy.special import ndtr
+
+    spread = np.asarray(std, dtype=float)
+    u = (np.asarray(predicted, dtype=float) - np.asarray(best, dtype=float)) / spread
+    density = np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
+    # Far below the best the two terms cancel out to less than nothing.
+    return spread * np.maximum(u * ndtr(u) + density, 0.0)

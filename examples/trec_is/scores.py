@@ -53,16 +53,38 @@ def fitted(
     regressor: BaseEstimator | None = None,
     method: str = "predict",
 ) -> Array:
-    """Predict every pair by a TransferPredictor that did not learn from it, as `regime` says."""
+    """Predict every pair by a TransferPredictor that did not learn from it, as `regime` says.
+
+    Features differ from seed to seed where gains do not follow them: of the Gaussian process, which
+    tells a pair's own effect from noise, they are means over seeds.
+    """
     gains = data.dev_gain.ravel()
     usable = np.isfinite(gains)
     scores = np.full(len(gains), np.nan)
+    table = data.features[["source", "target", *columns]]
+    similarity = None
+    if regressor is None and columns:
+        columns = [*{"attribution_score": None, **dict.fromkeys(columns)}]
+        table = data.features.groupby(["source", "target"])[columns].transform("mean")
+        table = pd.concat([data.features[["source", "target"]], table], axis=1)
+        similarity = alike(data)
     for learnt, predicted in held_out(data, regime):
         learnt, predicted = learnt & usable, predicted & usable
-        predictor = TransferPredictor(feature_columns=columns, regressor=regressor)
-        predictor.fit(data.features[learnt], gains[learnt])
-        scores[predicted] = getattr(predictor, method)(data.features[predicted])
+        predictor = TransferPredictor(
+            feature_columns=columns, similarity=similarity, regressor=regressor
+        )
+        predictor.fit(table[learnt], gains[learnt])
+        scores[predicted] = getattr(predictor, method)(table[predicted])
     return scores.reshape(data.dev_gain.shape)
+
+
+def alike(data: Measured) -> pd.DataFrame | None:
+    """Say how alike two tasks' outputs change, where it was computed; as sources or as targets."""
+    if "change_correlation" not in data.features:
+        return None
+    values = of_column(data, "change_correlation").mean(axis=0)
+    both = np.nan_to_num((values + values.T) / 2, nan=1.0)
+    return pd.DataFrame(both, data.tasks, data.tasks)
 
 
 def of_column(data: Measured, name: str) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from transfer_pruner.plotting.style import (
     written,
 )
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.ranking import Predictor, ranked, ranked_candidates
+from transfer_pruner.rule.ranking import Predictor, ranked, ranked_candidates, task_columns
 from transfer_pruner.tasks import FloatArray
 
 if TYPE_CHECKING:
@@ -232,17 +233,17 @@ def source_ranking_data(
         Of a predictor the sources are not decided.
     target : str
     predictor : TransferPredictor, optional
-        The fitted one that the rule was made from: its `residuals_` give the intervals.
+        The fitted one that the rule was made from: its spread gives the intervals.
     pairs : DataFrame, optional
         The candidate pairs of a predictor, as for `EliminationRule.top_k`.
     confidence : float in (0, 1)
-        Share of the out-of-fold residuals that the interval holds.
+        Probability that a measured gain is in the interval.
 
     Returns
     -------
     DataFrame
         source, rank, score, low, high, probability, decision, the best first. The interval is NaN
-        without residuals.
+        where the predictor tells no spread.
 
     Raises
     ------
@@ -262,14 +263,27 @@ def source_ranking_data(
     table = table[table["target"] == target].reset_index(drop=True)
     if table.empty:
         raise ValueError(f"target {target!r} has no sources; there are: {', '.join(targets)}.")
-    low, high = np.nan, np.nan
-    residuals = getattr(predictor, "residuals_", ())
-    # Scores without a probability are attribution's: residuals of gains say nothing of them.
-    if len(residuals) and table["probability"].notna().any():
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(residuals, [tail, 1 - tail])
-    table["low"], table["high"] = table["score"] + low, table["score"] + high
+    std = _spread(predictor, table, pairs) if table["probability"].notna().any() else np.nan
+    half = float(NormalDist().inv_cdf((1 + confidence) / 2)) * std
+    table["low"], table["high"] = table["score"] - half, table["score"] + half
     return table[["source", "rank", "score", "low", "high", "probability", "decision"]]
+
+
+def _spread(
+    predictor: Predictor | None, table: pd.DataFrame, pairs: pd.DataFrame | None
+) -> FloatArray | float:
+    """Standard deviation of the gains of ranked pairs; NaN of a predictor that tells none."""
+    if predictor is None or not hasattr(predictor, "theta_"):
+        return np.nan
+    columns = task_columns(predictor)
+    known = table[["source", "target"]].set_axis(columns, axis=1)
+    facts = [*getattr(predictor, "feature_columns", ())]
+    if facts:
+        if pairs is None:
+            return np.nan
+        known = known.merge(pairs[[*columns, *facts]].drop_duplicates(columns), "left", columns)
+    _, std = predictor.predict(known, return_std=True)  # type: ignore[call-arg]
+    return np.asarray(std, dtype=float)
 
 
 def _arranged(

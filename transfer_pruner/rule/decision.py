@@ -42,12 +42,17 @@ class Decision:
         Probability of a positive gain; NaN before the predictor has learnt from measured gains.
     reason : str
         One line for a person.
+    priority : float
+        How much the pair's next trial is worth; NaN where the rule tells no order. Of a
+        `LearningRule` the expected improvement over the target's best, in units of the score
+        (before anything was measured, in standard deviations of the gain).
     """
 
     eliminated: bool
     score: float
     probability: float
     reason: str
+    priority: float = math.nan
 
 
 class Decisions(Mapping[Pair, Decision]):
@@ -63,7 +68,7 @@ class Decisions(Mapping[Pair, Decision]):
     columns : mapping of str to array of shape (n_pairs,)
         ``source``, ``target`` and ``why``: positions; ``eliminated``; ``score``, ``probability``;
         ``rank`` within the target, 1 the best and 0 if the pair is not ranked; ``candidates``, the
-        number of pairs that it is ranked among.
+        number of pairs that it is ranked among; and ``priority``, if there is one.
 
     Attributes
     ----------
@@ -98,6 +103,9 @@ class Decisions(Mapping[Pair, Decision]):
             "candidates": _counts(columns["candidates"])[order],
             "why": why_places[why][order],
         }
+        if "priority" in columns and not np.isnan(columns["priority"]).all():
+            # Only where there is one: a rule without an order is what it was in earlier versions.
+            self.columns["priority"] = _floats(columns["priority"])[order]
         source, target = self.columns["source"], self.columns["target"]
         twice = np.flatnonzero((source[1:] == source[:-1]) & (target[1:] == target[:-1]))
         if len(twice):
@@ -117,23 +125,24 @@ class Decisions(Mapping[Pair, Decision]):
         if isinstance(decisions, Decisions):
             return decisions
         return cls.of_rows(
-            (source, target, said.eliminated, said.score, said.probability, said.reason)
-            for (source, target), said in decisions.items()
+            (s, t, said.eliminated, said.score, said.probability, said.reason, said.priority)
+            for (s, t), said in decisions.items()
         )
 
     @classmethod
     def of_rows(cls, rows: Iterable[Sequence[Any]]) -> Decisions:
-        """Take rows of source, target, eliminated, score, probability and reason."""
+        """Take rows of source, target, eliminated, score, probability, reason and maybe priority."""
         tasks: dict[str, int] = {}
         whys: dict[str, int] = {}
         names = ("source", "target", "eliminated", "score", "probability", "rank", "candidates")
-        columns: dict[str, list[Any]] = {name: [] for name in (*names, "why")}
-        for source, target, eliminated, score, probability, reason in rows:
+        columns: dict[str, list[Any]] = {name: [] for name in (*names, "why", "priority")}
+        for source, target, eliminated, score, probability, reason, *priority in rows:
             pair = [str(task_name(task)) for task in (source, target)]
             rank, candidates, why = _taken_apart(reason, pair[1])
             codes = (tasks.setdefault(task, len(tasks)) for task in pair)
             numbers = (eliminated, score, probability, rank, candidates)
-            row = (*codes, *numbers, whys.setdefault(why, len(whys)))
+            why_code = whys.setdefault(why, len(whys))
+            row = (*codes, *numbers, why_code, priority[0] if priority else math.nan)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
         arrays = {
@@ -155,6 +164,7 @@ class Decisions(Mapping[Pair, Decision]):
         """Make the decision of a row."""
         columns = self.columns
         score, probability = columns["score"].item(row), columns["probability"].item(row)
+        priority = columns["priority"].item(row) if "priority" in columns else math.nan
         return Decision(
             columns["eliminated"].item(row),
             # One NaN, which is equal to itself where decisions are compared.
@@ -166,6 +176,7 @@ class Decisions(Mapping[Pair, Decision]):
                 columns["target"].item(row),
                 columns["why"].item(row),
             ),
+            priority if priority == priority else math.nan,
         )
 
     def _reason(self, rank: int, candidates: int, target: int, why: int) -> str:
@@ -208,7 +219,7 @@ class Decisions(Mapping[Pair, Decision]):
         return order
 
     def frame(self) -> pd.DataFrame:
-        """Write every decision: source, target, eliminated, score, probability, reason."""
+        """Write every decision: source, target, eliminated, score, probability, reason, priority."""
         order = self.best_first(self.rows_of(None))
         columns = {name: column[order] for name, column in self.columns.items()}
         tasks = np.array(self.tasks, dtype=object)
@@ -219,6 +230,7 @@ class Decisions(Mapping[Pair, Decision]):
                 "target": tasks[columns["target"]],
                 **{name: columns[name] for name in ("eliminated", "score", "probability")},
                 "reason": np.array([*map(self._reason, *of_reason), None], dtype=object)[:-1],
+                "priority": columns.get("priority", np.full(len(order), math.nan)),
             }
         )
 

@@ -7,9 +7,11 @@ next, and what is known at any time is in the host's storage.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,32 +20,40 @@ import pandas as pd
 from transfer_pruner.autologging import unlogged
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import pair_columns, pair_features
-from transfer_pruner.probability import probability_to_exceed
+from transfer_pruner.probability import expected_improvement, probability_to_exceed
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.ranking import candidate_pairs, finite_or_nan, ranked, task_columns
-from transfer_pruner.tasks import is_baseline
+from transfer_pruner.tasks import FloatArray, is_baseline
 
 if TYPE_CHECKING:
     from transfer_pruner.predictor import TransferPredictor
 
 _PAIR = ["source", "target"]
+_FIRST = 20
+"""Transfers that a posterior has to rest on before it eliminates, where nothing else is said."""
+_FITTED_AT = 10
+"""Transfers that the model's variances are first fitted to; again at every half as many more."""
 
 
 class LearningRule:
-    r"""Eliminate by attributions first, and by what the search itself has measured later.
+    r"""Eliminate by attributions, then by what was measured; say which pair is worth its next trial.
 
-    It makes an `EliminationRule` of the transfers measured so far. With little evidence that is
-    `EliminationRule.fraction` by attributions. With enough, a clone of the predictor learns from
-    them, and a pair s -> t is eliminated if
+    It makes an `EliminationRule` of the transfers measured so far. A clone of the predictor learns
+    from them, from the first one on. The `Decision.priority` of a pair is the improvement over its
+    target's best that is expected of its next trial. With little evidence the rule eliminates as
+    `EliminationRule.fraction` does by attributions. With enough, s -> t is eliminated if
 
     .. math:: P(g(s, t) > b(t)) < p, \quad b(t) = \max(0, \max_{s'} \bar g(s', t))
 
-    where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if it
-    hardly can be better than what the target has already. So more is eliminated as predictions
-    sharpen and as good pairs are found, and what a later refit thinks better of comes back. The
-    pair that is the target's best is kept, since its hyperparameters are still searched; of a
-    target without a measured transfer, the best-scored pair is kept. Ours.
+    where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if its
+    next trial hardly can be better than what the target has already. So more is eliminated as
+    predictions sharpen and as good pairs are found, and what a later refit thinks better of comes
+    back. The pair that is the target's best is kept, since its hyperparameters are still searched;
+    of a target without a measured transfer, the best-scored pair is kept. Ours.
+
+    The variances of the model are fitted to the first 10 transfers, again to the first 15, 22, 33
+    and so on; between, only its posterior is new.
 
     Parameters
     ----------
@@ -53,12 +63,12 @@ class LearningRule:
         Share of every target's sources that attributions eliminate before there is evidence. A
         predictor without embeddings eliminates none.
     min_probability : float in [0, 1)
-        p. Of n transfers, no probability is below 1 / (n + 2): 0.05 takes 19 transfers.
+        p.
     refit_every : int
-        Finished trials from one refit to the next, and the transfers that the first one takes.
+        Finished trials from one refit to the next. More than 1, it is also the transfers that the
+        elimination by the posterior takes, which are 20 else.
     min_targets : int
-        Targets with a measured transfer that the first refit takes. 1 for a search of a single
-        target; from 3 on probabilities are honest for targets that are not measured.
+        Targets with a measured transfer that the elimination by the posterior takes.
     pairs : DataFrame, optional
         The candidate pairs: columns source and target, and the predictor's `feature_columns`.
         Every ordered pair of the predictor's tasks if left out.
@@ -81,8 +91,8 @@ class LearningRule:
         *,
         start: float = 0.5,
         min_probability: float = 0.05,
-        refit_every: int = 20,
-        min_targets: int = 3,
+        refit_every: int = 1,
+        min_targets: int = 1,
         pairs: pd.DataFrame | None = None,
     ) -> None:
         if not hasattr(predictor, "fit"):
@@ -115,10 +125,13 @@ class LearningRule:
         candidates = _candidates(predictor, pairs)
         self._columns = task_columns(predictor)
         self._pairs = list(candidates[self._columns].itertuples(index=False, name=None))
-        self._start_rule = self._ours(self._starting(predictor, candidates), {})
         # What attributions say of the pairs stays the same: computed once, and kept instead of the
         # embeddings, so that the rule is small where a host pickles it.
         self._predictor, self._candidates = _tabulated(predictor, candidates)
+        self._rows = {pair: row for row, pair in enumerate(self._pairs)}
+        first = self._starting(predictor, candidates)
+        self._start_rule = self._ours(self._ordered(first, self._first_priorities()), {})
+        self._thetas: dict[str, FloatArray] = {}
         self._warned = False
 
     @property
@@ -149,15 +162,15 @@ class LearningRule:
             If `transfers` lacks a column.
         """
         measured = _measured(transfers)
-        if len(measured) < self.refit_every or measured["target"].nunique() < self.min_targets:
+        if not len(measured):
             return self._start_rule
         try:
-            decisions = self._learnt(measured)
+            rule = self._learnt(measured)
         except Exception as error:
             # Fail open, and not to the rule of the last refit: a process that has just started has
             # none, and would decide otherwise than the others.
             failure = f"{type(error).__name__}: {error}"
-            decisions = self._all_kept(f"the predictor failed and every pair is kept: {failure}")
+            rule = self._all_kept(f"the predictor failed and every pair is kept: {failure}")
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -166,7 +179,7 @@ class LearningRule:
                     TransferPrunerWarning,
                     stacklevel=2,
                 )
-        return self._ours(EliminationRule(decisions, {}), {"transfers": len(measured)})
+        return self._ours(rule, {"transfers": len(measured)})
 
     def _ours(self, rule: EliminationRule, more: dict[str, Any]) -> EliminationRule:
         # Shared, so that an unknown pair is warned about once in a search, not after each refit.
@@ -175,38 +188,93 @@ class LearningRule:
     def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
         if predictor.embeddings:
             return EliminationRule.fraction(predictor, self.start, pairs=pairs)
-        why = "no embeddings, and too few transfers to learn from: kept"
-        return EliminationRule(self._all_kept(why), {})
+        return self._all_kept("no embeddings, and too few transfers to learn from: kept")
 
-    def _all_kept(self, reason: str) -> dict[tuple[str, str], Decision]:
-        return {pair: Decision(False, math.nan, math.nan, reason) for pair in self._pairs}
+    def _all_kept(self, reason: str) -> EliminationRule:
+        kept = {pair: Decision(False, math.nan, math.nan, reason) for pair in self._pairs}
+        return EliminationRule(kept, {})
 
-    def _learnt(self, measured: pd.DataFrame) -> dict[tuple[str, str], Decision]:
+    def _ordered(self, rule: EliminationRule, priorities: FloatArray) -> EliminationRule:
+        """Make a rule that decides like another one and has these priorities."""
+        priority = dict(zip(self._pairs, priorities.tolist(), strict=True))
+        pairs = rule.table()[_PAIR].itertuples(index=False, name=None)
+        return EliminationRule(
+            {pair: replace(rule.decide(*pair), priority=priority[pair]) for pair in pairs}, {}
+        )
+
+    def _first_priorities(self) -> FloatArray:
+        """Order pairs before anything was measured: by the attribution score, where there is one."""
+        if "attribution_score" not in self._predictor.feature_columns:
+            return np.ones(len(self._pairs))
+        from transfer_pruner.predictor.process import SCORE_WEIGHT
+
+        score = self._candidates["attribution_score"].astype(float)
+        within = score - score.groupby(self._candidates[self._columns[1]]).transform("mean")
+        spread = float(within.std(ddof=0))
+        standard = (within / (spread if spread > 0 else 1.0)).fillna(0.0).to_numpy()
+        return expected_improvement(SCORE_WEIGHT * standard, 1.0)
+
+    def _fitted(self, measured: pd.DataFrame) -> TransferPredictor:
+        """Fit a clone to transfers; its variances are those of the last fixed count of them."""
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 
+        rows = [self._rows.get(pair, -1) for pair in zip(*(measured[x] for x in _PAIR), strict=True)]
+        known = self._candidates.reindex(rows).reset_index(drop=True)
+        known[self._columns] = measured[_PAIR].to_numpy()
+
+        def fit(count: int, theta: FloatArray | None) -> TransferPredictor:
+            fitted: TransferPredictor = clone(self._predictor)
+            gains = measured["gain"].iloc[:count]
+            with unlogged():
+                return fitted.fit(
+                    known.iloc[:count], gains, candidates=self._candidates, theta=theta
+                )
+
+        fixed = _fixed_count(len(measured))
+        if self._predictor.regressor is not None or fixed == len(measured):
+            return fit(len(measured), None)
+        if not fixed:
+            return fit(len(measured), np.zeros(0))
+        digest = hashlib.sha256(pd.util.hash_pandas_object(measured[:fixed]).to_numpy()).hexdigest()
+        if digest not in self._thetas:
+            self._thetas = {digest: fit(fixed, None).theta_}
+        return fit(len(measured), self._thetas[digest])
+
+    def _learnt(self, measured: pd.DataFrame) -> EliminationRule:
         columns = self._columns
-        known = measured.rename(columns=dict(zip(_PAIR, columns, strict=True)))
-        known = known.merge(self._candidates, on=columns, how="left")
-        with unlogged():
-            fitted = clone(self._predictor).fit(known.drop(columns="gain"), known["gain"])
+        fitted = self._fitted(measured)
+        mean, std = fitted.predict(self._candidates, return_std=True)
         table = self._candidates[columns].set_axis(_PAIR, axis=1)
-        table["score"] = finite_or_nan(fitted.predict(self._candidates))
-        table["probability"] = probability_to_exceed(table["score"], fitted.residuals_)
+        table["score"], table["std"] = finite_or_nan(mean), std
+        table["priority"] = expected_improvement(
+            mean, std, table["target"].map(_best_so_far(measured)).fillna(0.0)
+        )
+        if len(measured) < self._first or measured["target"].nunique() < self.min_targets:
+            return self._ordered(self._start_rule, table["priority"].to_numpy())
+        table["probability"] = probability_to_exceed(table["score"], std)
         table = ranked(table)
         means = measured.groupby(_PAIR)["gain"].mean()
         best = means.groupby("target").max()
         table["best"] = table["target"].map(best)
         table["chance"] = probability_to_exceed(
-            table["score"], fitted.residuals_, table["best"].fillna(0).clip(lower=0)
+            table["score"], table["std"], table["best"].fillna(0).clip(lower=0)
         )
-        mean = table[_PAIR].join(means, on=_PAIR)["gain"]
-        table["is_best"] = (mean == table["best"]) & (mean > 0)
+        average = table[_PAIR].join(means, on=_PAIR)["gain"]
+        table["is_best"] = (average == table["best"]) & (average > 0)
         pairs = zip(table["source"], table["target"], strict=True)
         rows = table.itertuples(index=False)
-        return {
-            pair: self._decision(row, len(measured)) for pair, row in zip(pairs, rows, strict=True)
-        }
+        return EliminationRule(
+            {
+                pair: self._decision(row, len(measured))
+                for pair, row in zip(pairs, rows, strict=True)
+            },
+            {},
+        )
+
+    @property
+    def _first(self) -> int:
+        return self.refit_every if self.refit_every > 1 else _FIRST
 
     def _decision(self, row: Any, n_transfers: int) -> Decision:
         learnt = f"learnt from {n_transfers} transfers"
@@ -229,7 +297,9 @@ class LearningRule:
             reason += f"; rank 1 of {row.candidates} for a target not measured yet: kept"
         else:
             eliminated = not likely
-        return Decision(eliminated, row.score, row.probability, f"{reason}; {learnt}")
+        return Decision(
+            eliminated, row.score, row.probability, f"{reason}; {learnt}", row.priority
+        )
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")
@@ -245,6 +315,7 @@ def _tabulated(
     slim = clone(predictor)
     if not predictor.embeddings:
         return slim, candidates
+    from transfer_pruner.predictor.design import alike_tasks
     source, target = task_columns(predictor)
     features = pair_features(
         candidates,
@@ -257,6 +328,9 @@ def _tabulated(
         embeddings=None,
         target_embeddings=None,
         feature_columns=[*features.columns, *predictor.feature_columns],
+        similarity=alike_tasks(
+            predictor.similarity, predictor.embeddings, predictor.target_embeddings
+        ),
     )
     return slim, pd.concat([candidates, features], axis=1)
 
@@ -277,6 +351,26 @@ def _candidates(predictor: TransferPredictor, pairs: pd.DataFrame | None) -> pd.
     return ordered.drop_duplicates(columns, ignore_index=True)
 
 
+def _fixed_count(count: int) -> int:
+    """Take the largest count, up to this one, at which variances are fitted; 0 before the first."""
+    fixed = 0
+    following = _FITTED_AT
+    while following <= count:
+        fixed, following = following, following * 3 // 2
+    return fixed
+
+
+def _best_so_far(measured: pd.DataFrame) -> pd.Series:
+    """Take every target's best score so far, over its best baseline: what a trial has to exceed."""
+    if {"score", "baseline"} <= {*measured.columns}:
+        highest = measured.groupby("target")[["score", "baseline"]].max()
+        above = highest["score"] - highest["baseline"]
+        best = above.where(np.isfinite(above), measured.groupby("target")["gain"].max())
+    else:
+        best = measured.groupby("target")["gain"].max()
+    return best.clip(lower=0.0)
+
+
 def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
     """Take what can be learnt from: source, target and a finite gain."""
     columns = [*_PAIR, "gain"]
@@ -291,6 +385,8 @@ def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
     gains = transfers["gain"].to_numpy(dtype=float)
     keys = zip(transfers["source"], transfers["target"], strict=True)
     usable = np.isfinite(gains) & np.array([not is_baseline(*key) for key in keys], dtype=bool)
-    table: pd.DataFrame = transfers.loc[usable, columns].reset_index(drop=True)
+    more = [column for column in ("score", "baseline") if column in transfers]
+    table: pd.DataFrame = transfers.loc[usable, [*columns, *more]].reset_index(drop=True)
     sources, targets = pair_columns(table)
-    return table.assign(source=sources, target=targets).astype({"gain": float})
+    table = table.assign(source=sources, target=targets)
+    return table.astype(dict.fromkeys(["gain", *more], float))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from transfer_pruner import (
     Decision,
@@ -364,7 +365,7 @@ def test_tasks_that_cannot_be_compared_are_named(make_embedding: MakeEmbedding) 
     assert "no task" in texts(plotting.task_map({}))
 
 
-def test_sources_are_ranked_with_the_decision_and_the_interval_of_residuals(
+def test_sources_are_ranked_with_the_decision_and_the_interval_of_the_gain(
     embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
 ) -> None:
     predictor = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
@@ -372,9 +373,9 @@ def test_sources_are_ranked_with_the_decision_and_the_interval_of_residuals(
     data = plotting.source_ranking_data(rule, "news", predictor=predictor, confidence=0.5)
     assert data["source"].head(2).tolist() == rule.kept("news")
     assert data["decision"].tolist() == ["kept"] * 2 + ["eliminated"] * 3
-    low, high = np.quantile(predictor.residuals_, [0.25, 0.75])
-    np.testing.assert_allclose(data["low"], data["score"] + low)
-    np.testing.assert_allclose(data["high"], data["score"] + high)
+    _, std = predictor.predict(data[["source"]].assign(target="news"), return_std=True)
+    np.testing.assert_allclose(data["low"], norm.ppf(0.25, data["score"], std))
+    np.testing.assert_allclose(data["high"], norm.ppf(0.75, data["score"], std))
     figure = plotting.source_ranking(rule, "news", predictor=predictor)
     assert {"kept", "eliminated"} <= set(texts(figure).split("\n"))
     assert "estimated transfer gain" in texts(figure)

@@ -76,8 +76,8 @@ def test_it_learns_in_whole_steps_only() -> None:
     current = CurrentRule(learning())
     rules = [current("search", [trial]) for trial in SEARCH]
     changed = [n + 1 for n in range(1, len(rules)) if rules[n] is not rules[n - 1]]
-    # Three transfers are the fewest that teach anything, and the first three trials hold two.
-    assert changed == [6, 9, 12]
+    # The first three trials hold two transfers: too few to eliminate by, but they give an order.
+    assert changed == [3, 6, 9, 12]
 
 
 def test_each_search_learns_for_itself_and_is_forgotten_alone() -> None:

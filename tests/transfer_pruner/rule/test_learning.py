@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from transfer_pruner import (
@@ -20,7 +22,7 @@ from transfer_pruner import (
     TransferPrunerWarning,
 )
 from transfer_pruner.pairs import ordered_pairs
-from transfer_pruner.probability import probability_to_exceed
+from transfer_pruner.probability import expected_improvement, probability_to_exceed
 
 TASKS = [f"t{i:02d}" for i in range(12)]
 PAIRS = ordered_pairs(TASKS)
@@ -48,14 +50,16 @@ def n_eliminated(rule: EliminationRule) -> int:
 def test_before_there_is_evidence_attributions_decide(
     embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
 ) -> None:
-    rule = LearningRule(TransferPredictor(embeddings), start=0.6, refit_every=10)
+    rule = LearningRule(TransferPredictor(embeddings), start=0.6, refit_every=10, min_targets=3)
     by_attributions = EliminationRule.fraction(TransferPredictor(embeddings), 0.6).table()
+    by_attributions = by_attributions.drop(columns="priority")
     one_target = transfers[transfers["target"] == "news"]
     few = transfers[:9]
     two_targets = transfers[transfers["target"].isin(["news", "advice"])]
     assert len(two_targets) == 10
     for measured in (None, transfers[:0], one_target, few, two_targets):
-        pd.testing.assert_frame_equal(rule.refitted(measured).table(), by_attributions)
+        table = rule.refitted(measured).table().drop(columns="priority")
+        pd.testing.assert_frame_equal(table, by_attributions)
     assert rule.refitted(transfers).settings["transfers"] == 30
 
 
@@ -77,28 +81,33 @@ def test_more_is_eliminated_as_evidence_grows_and_the_best_stay(seed: int) -> No
         refitted = rule.refitted(world[:n_measured])
         eliminated.append(n_eliminated(refitted))
         assert sum(refitted.decide(*pair).eliminated for pair in best_pairs) <= 1
-    assert eliminated == sorted(eliminated)
+    # A pair or two may come back as the variances are fitted anew.
+    assert (np.diff(eliminated) >= -2).all()
     assert 0 == eliminated[0] < eliminated[1] < eliminated[4]
     assert eliminated[4] > 0.7 * len(PAIRS)
 
 
 def test_a_pair_must_be_likely_to_exceed_what_the_target_has() -> None:
     world = a_world()
-    predictor = TransferPredictor().fit(world, world["gain"])
     rule = LearningRule(TransferPredictor(), pairs=PAIRS, min_probability=0.1).refitted(world)
-    best = world.groupby("target")["gain"].max()
-    predicted = predictor.predict(PAIRS)
-    for (source, target), gain in zip(PAIRS.itertuples(index=False), predicted, strict=True):
-        bar = best[target]
-        exceeding = int((gain + predictor.residuals_ > bar).sum())
-        likely = (1 + exceeding) / (2 + len(world)) >= 0.1
-        decision = rule.decide(source, target)
-        is_best = world.query("source == @source and target == @target")["gain"].item() == bar
-        assert decision.eliminated == (not likely and not is_best)
-        assert decision.score == pytest.approx(gain)
-    expected = predictor.predict_proba(PAIRS)
-    told = [rule.decide(*pair).probability for pair in PAIRS.itertuples(index=False)]
-    np.testing.assert_allclose(told, expected)
+    # Variances are fitted to the first 109 of 132, the last of the fixed counts.
+    first = TransferPredictor().fit(world[:109], world["gain"][:109], candidates=PAIRS)
+    predictor = TransferPredictor().fit(
+        world, world["gain"], candidates=PAIRS, theta=first.theta_
+    )
+    best = PAIRS["target"].map(world.groupby("target")["gain"].max()).to_numpy()
+    predicted, std = predictor.predict(PAIRS, return_std=True)
+    likely = norm.sf(best, predicted, std) >= 0.1
+    gains = PAIRS.merge(world, on=["source", "target"], how="left")["gain"].to_numpy()
+    decisions = [rule.decide(*pair) for pair in PAIRS.itertuples(index=False)]
+    np.testing.assert_array_equal([d.eliminated for d in decisions], ~likely & (gains != best))
+    np.testing.assert_allclose([d.score for d in decisions], predicted)
+    np.testing.assert_allclose([d.probability for d in decisions], predictor.predict_proba(PAIRS))
+    expected = [
+        quad(lambda x, m=m, s=s, b=b: (x - b) * norm.pdf(x, m, s), b, max(m, b) + 12 * s)[0]
+        for m, s, b in zip(predicted[::7], std[::7], best[::7], strict=True)
+    ]
+    np.testing.assert_allclose([d.priority for d in decisions[::7]], expected, atol=1e-6)
 
 
 def test_where_nothing_helps_the_baseline_is_what_has_to_be_exceeded() -> None:
@@ -106,9 +115,9 @@ def test_where_nothing_helps_the_baseline_is_what_has_to_be_exceeded() -> None:
     world["gain"] -= 0.3
     rule = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world)
     assert n_eliminated(rule) == len(PAIRS)
-    assert "exceeds the single-task baseline of t03 with probability 0.0075 (below 0.05)" in (
-        rule.decide("t00", "t03").reason
-    )
+    reason = rule.decide("t00", "t03").reason
+    assert "exceeds the single-task baseline of t03 with probability " in reason
+    assert " (below 0.05); learnt from 132 transfers" in reason
 
 
 def test_a_target_that_is_not_measured_keeps_its_best_scored_source() -> None:
@@ -152,7 +161,7 @@ def test_a_decision_says_what_it_rests_on() -> None:
     )
     assert decision.reason.startswith(
         f"predicted gain {decision.score:.3f}; exceeds the best of {best:.3f} measured for t03 with"
-        " probability 0.0"
+        " probability "
     )
     assert decision.reason.endswith(" (below 0.05); learnt from 132 transfers")
 
@@ -210,9 +219,9 @@ def test_facts_of_pairs_are_learnt_from() -> None:
     rng = np.random.default_rng(1)
     telling = world["gain"] + rng.normal(0, 0.001, len(world))
     pairs = world[["source", "target"]].assign(logme=telling)
-    blind = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world[:60])
+    blind = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world[:30])
     seeing = LearningRule(TransferPredictor(feature_columns=["logme"]), pairs=pairs)
-    assert n_eliminated(seeing.refitted(world[:60])) > n_eliminated(blind) + 10
+    assert n_eliminated(seeing.refitted(world[:30])) > n_eliminated(blind) + 10
     # A transfers table has a column of that name by chance: the facts are those of pairs.
     by_chance = world[:60].assign(logme=0.0)
     assert seeing.refitted(by_chance).fingerprint == seeing.refitted(world[:60]).fingerprint
@@ -223,7 +232,10 @@ def test_it_predicts_what_the_predictor_would_and_is_pickled_without_embeddings(
 ) -> None:
     rule = LearningRule(TransferPredictor(embeddings), refit_every=10)
     learnt = rule.refitted(transfers).table()
-    predictor = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    first = TransferPredictor(embeddings).fit(transfers[:22], transfers["gain"][:22])
+    predictor = TransferPredictor(embeddings).fit(
+        transfers, transfers["gain"], theta=first.theta_
+    )
     np.testing.assert_allclose(learnt["score"], predictor.predict(learnt), rtol=1e-9)
     content = pickle.dumps(rule)
     assert b"TaskEmbedding" in pickle.dumps(embeddings)
@@ -242,19 +254,53 @@ def test_the_predictors_own_column_names_will_do(embeddings: dict[str, TaskEmbed
         assert rule.fingerprint == plain.fingerprint
 
 
-@given(
-    st.lists(st.floats(-1, 1), max_size=20),
-    st.lists(st.floats(-1, 1), min_size=1, max_size=5),
-    st.floats(-1, 1),
-)
-def test_the_probability_counts_residuals(
-    residuals: list[float], predicted: list[float], threshold: float
+@given(st.floats(-1, 1), st.floats(0.01, 1), st.floats(-1, 1))
+def test_probability_and_improvement_are_those_of_a_normal_gain(
+    gain: float, std: float, best: float
 ) -> None:
-    probability = probability_to_exceed([*predicted, np.nan], residuals, threshold)
-    assert np.isnan(probability[-1])
-    for value, gain in zip(probability, predicted, strict=False):
-        count = sum(gain - threshold > -residual for residual in residuals)
-        assert value == (1 + count) / (2 + len(residuals))
+    probability = probability_to_exceed([gain, np.nan], std, best)
+    assert probability[0] == pytest.approx(norm.sf(best, gain, std))
+    improvement = expected_improvement([gain, np.nan], std, best)
+    assert improvement[0] >= max(gain - best, 0) - 1e-12
+    assert improvement[0] == pytest.approx(
+        (gain - best) * probability[0] + std**2 * norm.pdf(best, gain, std), abs=1e-9
+    )
+    assert np.isnan([probability[1], improvement[1]]).all()
+
+
+def test_before_anything_was_measured_pairs_are_in_the_order_of_their_score(
+    embeddings: dict[str, TaskEmbedding],
+) -> None:
+    table = LearningRule(TransferPredictor(embeddings)).refitted().table()
+    for _, rows in table.groupby("target"):
+        assert rows["score"].rank().tolist() == rows["priority"].rank().tolist()
+    blind = LearningRule(TransferPredictor(), pairs=PAIRS).refitted().table()
+    assert blind["priority"].nunique() == 1
+
+
+def test_good_sources_of_a_target_and_little_known_pairs_come_first() -> None:
+    world = a_world()
+    measured = world[world["target"] != "t05"]
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(measured)
+    table = rule.table().set_index(["source", "target"])["priority"]
+    # Nothing was measured of t05: its priorities go by what sources gained elsewhere.
+    quality = measured.groupby("source")["gain"].mean().drop("t05")
+    assert table[:, "t05"].corr(quality[table[:, "t05"].index], method="spearman") > 0.9
+    assert table[:, "t05"].max() > 10 * table[:, "t06"].max()
+
+
+def test_a_trial_has_to_exceed_the_best_score_not_the_best_gain() -> None:
+    world = a_world()
+    # Everything was gained at a setting whose baseline is far below the target's other one.
+    scored = world.assign(baseline=0.5, score=world["gain"] + 0.5)
+    other = pd.DataFrame([{**scored.iloc[0].to_dict(), "baseline": 0.9, "score": 0.9, "gain": 0.0}])
+    target = other["target"].item()
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    low = rule.refitted(pd.concat([scored, other], ignore_index=True)).table()
+    by_gain = rule.refitted(pd.concat([world, other[["source", "target", "gain"]]])).table()
+    of_target = low["target"] == target
+    assert (low[of_target]["priority"] > by_gain[of_target]["priority"]).all()
+    pd.testing.assert_series_equal(low[~of_target]["priority"], by_gain[~of_target]["priority"])
 
 
 def test_a_worker_that_only_decides_loads_no_scikit_learn() -> None:
@@ -288,5 +334,5 @@ def test_bad_parameters_stop_early(
     with pytest.raises(ValueError, match="transfers lacks the column 'gain'; it has: source, targ"):
         LearningRule(predictor).refitted(transfers[["source", "target"]])
     assert repr(LearningRule(predictor)) == (
-        "LearningRule(start=0.5, min_probability=0.05, refit_every=20, min_targets=3)"
+        "LearningRule(start=0.5, min_probability=0.05, refit_every=1, min_targets=1)"
     )

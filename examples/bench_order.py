@@ -1,0 +1,198 @@
+"""What is an order of pairs worth? Searches over measured TREC-IS transfers, best pair first.
+
+    python examples/bench_order.py
+    python examples/bench_order.py --ways sequential joint
+
+A search for each target: its two baselines first, then one pair after the other, each at the
+learning rate that is best so far of those that the pair lacks. The score of a trial is the dev
+score that was measured (examples/trec_is/transfers-4.csv, mean over seeds), so that nothing is
+trained and every search is deterministic. Of a `LearningRule` the next pair is the one of the
+highest priority; of the others sources are taken in a fixed order. Test scores are those of the
+trial that is best on dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from transfer_pruner import LearningRule, TransferPredictor
+
+HERE = Path(__file__).parent / "trec_is"
+sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
+from scores import ATTRIBUTIONS, columns_of  # noqa: E402
+from table import LOOKED, Measured, load  # noqa: E402
+
+ENOUGH = 0.95
+"""Share of the attainable gain at which a search has found what there is."""
+Next = Callable[[pd.DataFrame], pd.Series]
+"""From the trials so far to the worth of each source, an index."""
+
+
+@dataclass(frozen=True)
+class World:
+    """All that was measured in one way of transfer, means over seeds."""
+
+    data: Measured
+    pairs: pd.DataFrame
+    similarity: pd.DataFrame
+    columns: list[str]
+
+    @classmethod
+    def read(cls, way: str, metric: str) -> World:
+        """Read the tables of targets with four positives."""
+        transfers, features = (
+            pd.read_csv(HERE / f"{name}.csv") for name in ("transfers-4", "features-4")
+        )
+        data = load(transfers, features, way, metric, "test")
+        columns = ["attribution_score", *columns_of(features, ATTRIBUTIONS)]
+        by_pair = data.features.groupby(["source", "target"], sort=False)
+        pairs = by_pair[[*columns, "look"]].mean().reset_index()
+        alike = pairs.pivot(index="source", columns="target", values="change_correlation")
+        alike = alike.loc[data.tasks, data.tasks].fillna(1.0)
+        pairs = pairs[pairs["source"] != pairs["target"]].reset_index(drop=True)
+        return cls(data, pairs, (alike + alike.T) / 2, columns)
+
+    def candidates(self, target: str, looked: int) -> pd.DataFrame:
+        """Take the pairs of a target; of the best of them the score knows the look as well."""
+        pairs = self.pairs[self.pairs["target"] == target].reset_index(drop=True)
+        score = standardised(pairs["attribution_score"])
+        if looked:
+            best = score.nlargest(looked).index
+            score[best] += 1 + 5 / 3 * standardised(pairs.loc[best, "look"])
+        return pairs.assign(attribution_score=score)
+
+    def transfers(self, target: str) -> pd.DataFrame:
+        """Take what was measured of all other targets."""
+        gains = self.data.dev_gain.mean(axis=0)
+        rows = [
+            (source, other, gains[t, s])
+            for t, other in enumerate(self.data.tasks)
+            for s, source in enumerate(self.data.tasks)
+            if s != t and other != target
+        ]
+        return pd.DataFrame(rows, columns=["source", "target", "gain"])
+
+
+def standardised(values: pd.Series) -> pd.Series:
+    return (values - values.mean()) / values.std()
+
+
+def fixed(world: World, target: str, looked: int) -> Next:
+    """Take sources in the order of their score."""
+    pairs = world.candidates(target, looked).set_index("source")["attribution_score"]
+    return lambda _: pairs
+
+
+def learning(world: World, target: str, looked: int = 0, others: bool = False) -> Next:
+    """Take the source of the highest priority."""
+    pairs = world.candidates(target, looked)
+    predictor = TransferPredictor(feature_columns=world.columns, similarity=world.similarity)
+    before = pd.DataFrame(columns=["source", "target", "gain"])
+    if others:
+        before = world.transfers(target)
+        rest = world.pairs[world.pairs["target"] != target]
+        score = rest.groupby("target")["attribution_score"].transform(standardised)
+        pairs = pd.concat([pairs, rest.assign(attribution_score=score)], ignore_index=True)
+    rule = LearningRule(predictor, pairs=pairs)
+
+    def following(trials: pd.DataFrame) -> pd.Series:
+        measured = trials.dropna(subset="source")
+        table = rule.refitted(pd.concat([before, measured]) if len(before) else measured).table()
+        return table[table["target"] == target].set_index("source")["priority"]
+
+    return following
+
+
+SEARCHES: dict[str, Callable[[World, str], Next]] = {
+    "attributions alone, a fixed order": lambda world, target: fixed(world, target, 0),
+    "attributions, eight looked at again, a fixed order": lambda world, target: fixed(
+        world, target, LOOKED
+    ),
+    "LearningRule, nothing measured before": learning,
+    "LearningRule, eight looked at again": lambda world, target: learning(world, target, LOOKED),
+    "LearningRule, other targets measured before": lambda world, target: learning(
+        world, target, others=True
+    ),
+    "both": lambda world, target: learning(world, target, LOOKED, others=True),
+}
+
+
+def search(world: World, target: str, following: Next, n_trials: int) -> dict[str, float]:
+    """Run a search until so many trials have finished, and say what it found and when."""
+    data, t = world.data, world.data.tasks.index(target)
+    dev, alone = data.dev[:, t].mean(axis=0), data.dev_baseline[:, t].mean(axis=0)
+    test, test_alone = data.test[:, t].mean(axis=0), data.test_baseline[:, t].mean(axis=0)
+    best = max(np.nanmax(dev), alone.max())
+    rows = [(None, target, lr, score, score) for lr, score in enumerate(alone)]
+    found_on_test = [*test_alone]
+    columns = ["source", "target", "lr", "score", "baseline"]
+    while len(rows) < n_trials:
+        trials = pd.DataFrame(rows, columns=columns)
+        trials["gain"] = trials["score"] - trials["baseline"]
+        worth = following(trials)
+        counts = trials["source"].value_counts()
+        left = worth[counts.reindex(worth.index).fillna(0) < len(alone)]
+        source = str(left.idxmax())
+        gained = trials.dropna(subset="source").groupby("lr")["gain"].mean()
+        tried = set(trials.loc[trials["source"] == source, "lr"])
+        lrs = [lr for lr in range(len(alone)) if lr not in tried]
+        lr = max(lrs, key=lambda lr: alone[lr] + gained.get(lr, 0.0))
+        s = data.tasks.index(source)
+        rows.append((source, target, lr, dev[s, lr], alone[lr]))
+        found_on_test.append(test[s, lr])
+    scores = np.array([row[3] for row in rows])
+    hits = np.flatnonzero(scores >= alone.max() + ENOUGH * (best - alone.max()) - 1e-12)
+    return {
+        "until": float(hits[0] + 1) if len(hits) else np.inf,
+        "lost 10": best - scores[:10].max(),
+        "lost 24": best - scores[:24].max(),
+        "test 10": found_on_test[int(scores[:10].argmax())],
+        "test 24": found_on_test[int(scores[:24].argmax())],
+    }
+
+
+def searches(world: World, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for number, name in enumerate(options.searches):
+        make = SEARCHES[name]
+        for target in options.targets or world.data.tasks:
+            found = search(world, target, make(world, target), options.trials)
+            yield {"number": number, "search": name, "target": target, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ways", nargs="+", default=["sequential"])
+    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
+    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=[*SEARCHES])
+    parser.add_argument("--trials", type=int, default=25, help="of 50 that there are")
+    parser.add_argument("--metric", default="f1")
+    options = parser.parse_args()
+    console = Console(width=150)
+    for way in options.ways:
+        rows = pd.DataFrame(searches(World.read(way, options.metric), options))
+        table = Table(title=f"{way} transfer, {options.metric}, one search for each target")
+        table.add_column("search")
+        for column in ("trials until 95%", f"within {options.trials}", "dev lost after 10", "24"):
+            table.add_column(column, justify="right")
+        for column in ("test after 10", "24"):
+            table.add_column(column, justify="right")
+        for (_, name), of in rows.groupby(["number", "search"]):
+            means = [f"{of[column].mean():.4f}" for column in ("lost 10", "lost 24")]
+            tests = [f"{of[column].mean():.4f}" for column in ("test 10", "test 24")]
+            until = np.quantile(of["until"], 0.5, method="nearest")
+            within = f"{np.isfinite(of['until']).mean():.0%}"
+            table.add_row(str(name), f"{until:.0f}", within, *means, *tests)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
