@@ -272,7 +272,7 @@ def source_ranking_data(
 def _spread(
     predictor: Predictor | None, table: pd.DataFrame, pairs: pd.DataFrame | None
 ) -> FloatArray | float:
-    """Standard deviation of the gains of ranked pairs; NaN of a predictor that tells none."""
+    """Find the standard deviations of ranked pairs; NaN of a predictor that tells none."""
     if predictor is None or not hasattr(predictor, "theta_"):
         return np.nan
     columns = task_columns(predictor)

@@ -34,7 +34,7 @@ class Rows:
     scored: bool
 
     def linear(self, kernel: PairKernel, process: PairProcess) -> dict[str, FloatArray]:
-        """What every feature adds: its value times its weight's posterior mean."""
+        """Tell what every feature adds: its value times its weight's posterior mean."""
         if not self.features:
             return {}
         variance = np.exp(kernel.log_variances[2])
@@ -101,7 +101,7 @@ class Design:
         return first_kernel(*self._alike, len(self.features), self._scored)
 
     def _number(self, tasks: NDArray[np.object_]) -> NDArray[np.intp]:
-        """Number tasks; those that were never seen have numbers of their own beyond the others."""
+        """Give tasks their numbers; those that were never seen have some beyond the others."""
         found = np.array([self._numbers.get(task, -1) for task in tasks], dtype=int)
         codes, _ = pd.factorize(tasks[found < 0])
         found[found < 0] = len(self._numbers) + codes

@@ -44,8 +44,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     .. math:: g(s, t) / \sigma_t = \ell(t) + x(s, t)^T w + w_t a(s, t) + u(s) + v(s, t) + e
 
     where a is the attribution score within its target, whose weight is positive before anything is
-    measured; x are the other features, standardised; the source's effect u, which is its popularity,
-    has the covariance :math:`\alpha + \beta K(s, s')`, and the interaction v
+    measured; x are the other features, standardised; the source's effect u, its popularity, has
+    the covariance :math:`\alpha + \beta K(s, s')`, and the interaction v
     :math:`\gamma K(s, s') K(t, t') + \delta`. K is how alike two tasks' outputs change on the probe
     examples. The variances are those of the highest likelihood under wide priors. So with few
     transfers it ranks as the attribution score does, and leaves that on evidence only. Ours.
@@ -236,6 +236,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """
         design = self._design_of(pairs)
         _, covariance = self.regressor_.predict(design.rows, return_cov=True)
+        # Among themselves the rows are taken for measurements, with noise.
+        covariance = covariance - self.regressor_.kernel_.noise * np.eye(len(pairs))
         scale = self._scale_of(design.targets)
         found: FloatArray = covariance * np.outer(scale, scale)
         return found
@@ -310,9 +312,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         table[_SIMILAR] = added("interaction", "pair")
         return table.mul(self._scale_of(design.targets), axis=0)
 
-    def _mean_and_std(
-        self, pairs: pd.DataFrame, return_std: bool
-    ) -> tuple[FloatArray, FloatArray]:
+    def _mean_and_std(self, pairs: pd.DataFrame, return_std: bool) -> tuple[FloatArray, FloatArray]:
         sources, targets = pair_columns(pairs, self.source_column, self.target_column)
         if hasattr(self, "measured_"):
             return self._posterior(sources, targets, self._features_of(pairs), return_std)

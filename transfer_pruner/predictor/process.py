@@ -176,7 +176,10 @@ class PairProcess(GaussianProcessRegressor):  # type: ignore[misc]
         self.scatter = scatter
 
     def log_marginal_likelihood(
-        self, theta: FloatArray | None = None, eval_gradient: bool = False, clone_kernel: bool = True
+        self,
+        theta: FloatArray | None = None,
+        eval_gradient: bool = False,
+        clone_kernel: bool = True,
     ) -> Any:
         """Log-likelihood of the measured gains plus the log prior, and its gradient."""
         found = super().log_marginal_likelihood(theta, eval_gradient, clone_kernel)
@@ -247,7 +250,7 @@ def first_kernel(
 
 
 def spreads(targets: NDArray[np.object_], gains: FloatArray) -> tuple[dict[str, float], float]:
-    r"""Standard deviation of the gains of every target, shrunk, and that of a target not measured.
+    r"""Estimate the spread of every target's gains, shrunk, and that of a target not measured.
 
     :math:`s_t^2 = (\nu s^2 + \sum (g - \bar g_t)^2) / (\nu + n_t - 1)`, s pooled over targets and
     :math:`\nu` = `SHRINK`. Not below a tenth of the gains' own size, where they hardly differ.

@@ -21,7 +21,7 @@ from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.transfers import transfers_from_records
 
 _SILENT = 10
-"""Finished trials that may teach nothing without a warning: a search begins with baselines."""
+"""Finished trials that may teach nothing without a warning: a search has to begin somewhere."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class CurrentRule:
             return rule.refitted(transfers_from_records(records))
         except Exception as error:
             # Fail open, but not in silence: mostly, the search has no baseline trials.
-            if not self._warned and len(records) >= _SILENT:
+            transfers = any(record.source is not None for record in records)
+            if not self._warned and transfers and len(records) >= _SILENT:
                 self._warned = True
                 warnings.warn(
                     f"the rule has learnt nothing from {len(records)} finished trials yet and goes "

@@ -131,7 +131,7 @@ class Decisions(Mapping[Pair, Decision]):
 
     @classmethod
     def of_rows(cls, rows: Iterable[Sequence[Any]]) -> Decisions:
-        """Take rows of source, target, eliminated, score, probability, reason and maybe priority."""
+        """Take rows of source, target, eliminated, score, probability, reason (and priority)."""
         tasks: dict[str, int] = {}
         whys: dict[str, int] = {}
         names = ("source", "target", "eliminated", "score", "probability", "rank", "candidates")
@@ -219,7 +219,7 @@ class Decisions(Mapping[Pair, Decision]):
         return order
 
     def frame(self) -> pd.DataFrame:
-        """Write every decision: source, target, eliminated, score, probability, reason, priority."""
+        """Write every decision: source and target, and what a `Decision` holds."""
         order = self.best_first(self.rows_of(None))
         columns = {name: column[order] for name, column in self.columns.items()}
         tasks = np.array(self.tasks, dtype=object)

@@ -37,7 +37,7 @@ _FITTED_AT = 10
 
 
 class LearningRule:
-    r"""Eliminate by attributions, then by what was measured; say which pair is worth its next trial.
+    r"""Eliminate by attributions, then by what was measured, and say which pair comes next.
 
     It makes an `EliminationRule` of the transfers measured so far. A clone of the predictor learns
     from them, from the first one on. The `Decision.priority` of a pair is the improvement over its
@@ -46,8 +46,8 @@ class LearningRule:
 
     .. math:: P(g(s, t) > b(t)) < p, \quad b(t) = \max(0, \max_{s'} \bar g(s', t))
 
-    where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if its
-    next trial hardly can be better than what the target has already. So more is eliminated as
+    where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if
+    its next trial hardly can be better than what the target has already. So more is eliminated as
     predictions sharpen and as good pairs are found, and what a later refit thinks better of comes
     back. The pair that is the target's best is kept, since its hyperparameters are still searched;
     of a target without a measured transfer, the best-scored pair is kept. Ours.
@@ -203,7 +203,7 @@ class LearningRule:
         )
 
     def _first_priorities(self) -> FloatArray:
-        """Order pairs before anything was measured: by the attribution score, where there is one."""
+        """Order pairs before anything was measured: by the attribution score, if there is one."""
         if "attribution_score" not in self._predictor.feature_columns:
             return np.ones(len(self._pairs))
         from transfer_pruner.predictor.process import SCORE_WEIGHT
@@ -219,7 +219,9 @@ class LearningRule:
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 
-        rows = [self._rows.get(pair, -1) for pair in zip(*(measured[x] for x in _PAIR), strict=True)]
+        rows = [
+            self._rows.get(pair, -1) for pair in zip(*(measured[x] for x in _PAIR), strict=True)
+        ]
         known = self._candidates.reindex(rows).reset_index(drop=True)
         known[self._columns] = measured[_PAIR].to_numpy()
 
@@ -297,9 +299,7 @@ class LearningRule:
             reason += f"; rank 1 of {row.candidates} for a target not measured yet: kept"
         else:
             eliminated = not likely
-        return Decision(
-            eliminated, row.score, row.probability, f"{reason}; {learnt}", row.priority
-        )
+        return Decision(eliminated, row.score, row.probability, f"{reason}; {learnt}", row.priority)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")
@@ -316,6 +316,7 @@ def _tabulated(
     if not predictor.embeddings:
         return slim, candidates
     from transfer_pruner.predictor.design import alike_tasks
+
     source, target = task_columns(predictor)
     features = pair_features(
         candidates,

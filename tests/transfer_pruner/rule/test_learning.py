@@ -92,9 +92,7 @@ def test_a_pair_must_be_likely_to_exceed_what_the_target_has() -> None:
     rule = LearningRule(TransferPredictor(), pairs=PAIRS, min_probability=0.1).refitted(world)
     # Variances are fitted to the first 109 of 132, the last of the fixed counts.
     first = TransferPredictor().fit(world[:109], world["gain"][:109], candidates=PAIRS)
-    predictor = TransferPredictor().fit(
-        world, world["gain"], candidates=PAIRS, theta=first.theta_
-    )
+    predictor = TransferPredictor().fit(world, world["gain"], candidates=PAIRS, theta=first.theta_)
     best = PAIRS["target"].map(world.groupby("target")["gain"].max()).to_numpy()
     predicted, std = predictor.predict(PAIRS, return_std=True)
     likely = norm.sf(best, predicted, std) >= 0.1
@@ -233,9 +231,7 @@ def test_it_predicts_what_the_predictor_would_and_is_pickled_without_embeddings(
     rule = LearningRule(TransferPredictor(embeddings), refit_every=10)
     learnt = rule.refitted(transfers).table()
     first = TransferPredictor(embeddings).fit(transfers[:22], transfers["gain"][:22])
-    predictor = TransferPredictor(embeddings).fit(
-        transfers, transfers["gain"], theta=first.theta_
-    )
+    predictor = TransferPredictor(embeddings).fit(transfers, transfers["gain"], theta=first.theta_)
     np.testing.assert_allclose(learnt["score"], predictor.predict(learnt), rtol=1e-9)
     content = pickle.dumps(rule)
     assert b"TaskEmbedding" in pickle.dumps(embeddings)
