@@ -9,6 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from table import Array, Measured, ranks
 
 from transfer_pruner import TransferPredictor
@@ -138,6 +142,11 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     attributions = columns_of(features, ATTRIBUTIONS)
     everything = [*attributions, *PROBING, *LABELS]
     trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, random_state=0)
+    ridge = make_pipeline(
+        SimpleImputer(keep_empty_features=True),
+        StandardScaler(),
+        RidgeCV(alphas=np.logspace(-1, 4, 11)),
+    )
     scored: dict[str, Scores] = {
         "source size": lambda data, _: of_column(data, "source_size"),
         "popularity": popularity,
@@ -149,21 +158,23 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
         "attributions and probing, equal weights": lambda data, _: equal_weights(
             data, ["attribution_score", "logme", "zero_shot_auc"]
         ),
-        "attributions, fitted": lambda data, regime: fitted(data, regime, attributions),
+        "attributions, fitted": lambda data, regime: fitted(data, regime, attributions, ridge),
+        "attributions, Gaussian process": lambda data, regime: fitted(data, regime, attributions),
         "attributions, boosted trees": lambda data, regime: fitted(
             data, regime, attributions, trees
         ),
         "attributions and probing, fitted": lambda data, regime: fitted(
-            data, regime, [*attributions, *PROBING]
+            data, regime, [*attributions, *PROBING], ridge
         ),
-        "all, fitted": lambda data, regime: fitted(data, regime, everything),
+        "all, fitted": lambda data, regime: fitted(data, regime, everything, ridge),
+        "all, Gaussian process": lambda data, regime: fitted(data, regime, everything),
         "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
     }
     if LOOK in features:
         scored |= {
             "first look on dev": lambda data, _: of_column(data, LOOK),
             "all and the look, fitted": lambda data, regime: fitted(
-                data, regime, [*everything, LOOK]
+                data, regime, [*everything, LOOK], ridge
             ),
         }
     return scored
