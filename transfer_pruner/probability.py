@@ -62,4 +62,5 @@ def expected_improvement(predicted: ArrayLike, std: ArrayLike, best: ArrayLike =
     u = (np.asarray(predicted, dtype=float) - np.asarray(best, dtype=float)) / spread
     density = np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
     # Far below the best the two terms cancel out to less than nothing.
-    return spread * np.maximum(u * ndtr(u) + density, 0.0)
+    improvement: FloatArray = spread * np.maximum(u * ndtr(u) + density, 0.0)
+    return improvement

@@ -300,7 +300,10 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         }
 
         def added(*names: str) -> FloatArray:
-            return np.sum([effects.get(name, np.zeros(len(pairs))) for name in names], axis=0)
+            total = np.zeros(len(pairs))
+            for name in names:
+                total += effects.get(name, 0.0)
+            return total
 
         parts = {"": added("mean", "target"), **design.linear(kernel, process)}
         if design.scored:

@@ -207,13 +207,16 @@ def fitted_process(
         if theta is None and len(gains) > 1:
             part = np.unique(np.linspace(0, len(rows) - 1, FITTED_ON).astype(int))
             scatter = int(rows[part, COUNT].sum()) - len(part), float(squares[part].sum())
-            first = PairProcess(kernel, scatter=scatter).fit(rows[part], means[part])
+            fitted = PairProcess(kernel, scatter=scatter)
+            fitted.fit(rows[part], means[part])
             if len(part) == len(rows):
-                return first
-            theta = first.kernel_.theta
+                return fitted
+            theta = fitted.kernel_.theta
         if theta is not None:
             kernel = kernel.clone_with_theta(theta)
-        return PairProcess(kernel, optimize=False).fit(rows, means)
+        fitted = PairProcess(kernel, optimize=False)
+        fitted.fit(rows, means)
+    return fitted
 
 
 def repeats_merged(
@@ -260,7 +263,7 @@ def spreads(targets: NDArray[np.object_], gains: FloatArray) -> tuple[dict[str, 
     freedom, size = int((counts - 1).sum()), float(np.sqrt(np.mean(gains**2)))
     pooled = float(np.sqrt(squares.sum() / freedom)) if freedom else size
     pooled = max(pooled, size / 10) or 1.0
-    shrunk = np.sqrt((SHRINK * pooled**2 + squares) / (SHRINK + counts - 1))
+    shrunk = ((SHRINK * pooled**2 + squares) / (SHRINK + counts - 1)) ** 0.5
     return {str(target): float(value) for target, value in shrunk.items()}, pooled
 
 
@@ -280,7 +283,9 @@ def nearest_correlation(similarity: FloatArray) -> FloatArray:
 def _alike(known: FloatArray, a: NDArray[np.intp], b: NDArray[np.intp]) -> FloatArray:
     n = len(known)
     if not n:
-        return (a[:, None] == b).astype(float)
+        same: FloatArray = (a[:, None] == b).astype(float)
+        return same
     values = known[np.ix_(np.minimum(a, n - 1), np.minimum(b, n - 1))]
     strange = (a >= n)[:, None] | (b >= n)
-    return np.where(strange, a[:, None] == b, values)
+    alike: FloatArray = np.where(strange, a[:, None] == b, values)
+    return alike

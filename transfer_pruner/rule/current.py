@@ -155,7 +155,8 @@ class CurrentRule:
         except Exception as error:
             # Fail open, but not in silence: mostly, the search has no baseline trials.
             transfers = any(record.source is not None for record in records)
-            if not self._warned and transfers and len(records) >= _SILENT:
+            soon = rule.refit_every == 1 and len(records) < _SILENT
+            if not self._warned and transfers and not soon:
                 self._warned = True
                 warnings.warn(
                     f"the rule has learnt nothing from {len(records)} finished trials yet and goes "

@@ -238,7 +238,9 @@ class LearningRule:
             return fit(len(measured), None)
         if not fixed:
             return fit(len(measured), np.zeros(0))
-        digest = hashlib.sha256(pd.util.hash_pandas_object(measured[:fixed]).to_numpy()).hexdigest()
+        digest = hashlib.sha256(
+            pd.util.hash_pandas_object(measured[:fixed]).to_numpy().tobytes()
+        ).hexdigest()
         if digest not in self._thetas:
             self._thetas = {digest: fit(fixed, None).theta_}
         return fit(len(measured), self._thetas[digest])
