@@ -67,7 +67,7 @@ class World:
         score = standardised(pairs["attribution_score"])
         if looked:
             best = score.nlargest(looked).index
-            score[best] += 1 + 5 / 3 * standardised(pairs.loc[best, "look"])
+            score[best] += 1 + standardised(pairs.loc[best, "look"])
         return pairs.assign(attribution_score=score)
 
     def transfers(self, target: str) -> pd.DataFrame:

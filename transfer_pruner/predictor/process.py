@@ -22,20 +22,20 @@ from transfer_pruner.tasks import FloatArray
 VARIANCES: Mapping[str, float] = {
     "mean": 4.0,
     "target": 0.5,
-    "features": 0.01,
+    "features": 0.003,
     "score": 0.05,
     "slope": 0.05,
-    "source": 0.1,
-    "source_alike": 0.1,
+    "source": 0.03,
+    "source_alike": 0.03,
     "interaction": 0.5,
     "pair": 0.1,
     "noise": 0.3,
 }
 """Prior variance of every effect, of gains in standard deviations of their target."""
-SCORE_WEIGHT = 0.3
+SCORE_WEIGHT = 0.5
 """Prior mean of what one standard deviation of the attribution score adds."""
-PRIOR_SD = 1.5
-"""Of the logarithm of a variance: wide, a factor of 4.5."""
+PRIOR_SD = 1.0
+"""Of the logarithm of a variance: wide, a factor of 2.7."""
 FITTED_ON = 400
 """Rows, at most, that the variances are fitted on: one step takes the cube of their number."""
 SHRINK = 5.0

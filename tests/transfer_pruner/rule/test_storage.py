@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,3 +139,16 @@ def test_a_failed_write_leaves_the_rule_of_before_and_no_litter(
         RULE.with_settings({"k": 2}).save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["rule.json"]
     assert EliminationRule.load(tmp_path).fingerprint == RULE.fingerprint
+
+
+def test_priorities_are_saved_where_there_are_any(tmp_path: Path) -> None:
+    without = {("a", "b"): Decision(False, 0.5, math.nan, "kept")}
+    ordered = {("a", "b"): Decision(False, 0.5, math.nan, "kept", 0.25)}
+    for decisions, priority in ((without, math.nan), (ordered, 0.25)):
+        rule = EliminationRule(decisions, {})
+        rule.save(tmp_path)
+        loaded = EliminationRule.load(tmp_path)
+        assert loaded.fingerprint == rule.fingerprint
+        np.testing.assert_equal(loaded.decide("a", "b").priority, priority)
+        np.testing.assert_equal(loaded.table()["priority"].item(), priority)
+    assert EliminationRule(without, {}).fingerprint != EliminationRule(ordered, {}).fingerprint
