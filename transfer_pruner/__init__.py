@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transfer_pruner.savings import Regret, Savings, estimate_savings, regret
     from transfer_pruner.tasks import PairParams
     from transfer_pruner.text import embed_many
+    from transfer_pruner.transferability import score_pairs
     from transfer_pruner.transfers import transfers_from_records
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "probe_texts",
     "regret",
     "save_embeddings",
+    "score_pairs",
     "suggest_pairs",
     "top_sources",
     "transfers_from_records",
@@ -73,6 +75,7 @@ _HOMES = {
     "savings": ("Regret", "Savings", "estimate_savings", "regret"),
     "tasks": ("PairParams",),
     "text": ("embed_many",),
+    "transferability": ("score_pairs",),
     "transfers": ("transfers_from_records",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -39,6 +39,28 @@ def task_name(task: object) -> str | None:
     return str(task)
 
 
+def by_task(given: Mapping[Any, Any], parameter: str) -> dict[str, Any]:
+    """Name the tasks of a mapping by text, whatever their type.
+
+    Raises
+    ------
+    ValueError
+        If a name is empty, has a blank at an end, or is there twice.
+    """
+    named: dict[str, Any] = {}
+    for task, value in given.items():
+        name = task_name(task)
+        if name is None or name != name.strip():
+            raise ValueError(
+                f"{parameter} holds the task {task!r}: a name is not empty and has no blank at its "
+                "ends."
+            )
+        if name in named:
+            raise ValueError(f"{parameter} holds the task {name!r} twice, as text and as number.")
+        named[name] = value
+    return named
+
+
 def is_baseline(source: object, target: object) -> bool:
     """Whether a trial has no source: None, NaN, an empty string, or the target itself."""
     name = task_name(source)

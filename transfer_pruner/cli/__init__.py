@@ -15,6 +15,7 @@ from transfer_pruner.cli import (  # noqa: F401
     harvest,
     rank,
     report,
+    score,
     sync,
 )
 from transfer_pruner.cli.program import main

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
-from transfer_pruner.cli.options import DIRECTORY, FILE
+from transfer_pruner.cli.options import DIRECTORY, FILE, models_options, named_models
 from transfer_pruner.cli.program import (
     Answer,
     answers,
     command,
-    fail,
     needing,
     note,
     terminal_table,
@@ -30,20 +29,7 @@ _METHODS = (
     "transfer-pruner embed --model news=org/bert --model advice=bert/ --data texts.csv --out e/",
     "transfer-pruner embed --models models/ --data texts.csv --out embeddings/",
 )
-@click.option(
-    "--model",
-    "given",
-    multiple=True,
-    metavar="[NAME=]DIR_OR_HUB_ID",
-    help="A saved classifier or PEFT adapter; repeat it for several, each with its NAME.",
-)
-@click.option("--name", help="The task, of a single --model.")
-@click.option(
-    "--models",
-    "folder",
-    type=DIRECTORY,
-    help="Folder of models, each in a folder named as its task.",
-)
+@models_options
 @click.option(
     "--data",
     required=True,
@@ -111,7 +97,7 @@ def embed(
     """
     from transfer_pruner.probes import probe_texts
 
-    models = _models(given, name, folder)
+    models = named_models(given, name, folder, "embed")
     target = _targets(targets, models)
     texts = probe_texts(data, column=text_column, only=_only(only), n=max_texts, seed=seed)
     with needing("text", "embed"):
@@ -168,46 +154,6 @@ def embed(
         [*([terminal_table(rows, columns, numbers)] if rows else []), text],
         exit_code=int(bool(failed)),
     )
-
-
-def _models(given: Sequence[str], name: str | None, folder: Path | None) -> dict[str, str]:
-    """Name the tasks and where their models are."""
-    models: dict[str, str] = {}
-    for model in given:
-        task, equals, where = model.partition("=")
-        if not equals or Path(model).is_dir():
-            if name is None or len(given) > 1:
-                raise click.UsageError(
-                    f"--model {model} needs the name of its task: write NAME={model}."
-                )
-            task, where = name, model
-        elif name is not None:
-            raise click.UsageError(f"--model {model} names its task: leave out --name.")
-        if task in models:
-            raise click.UsageError(f"two models are called {task!r}: give each task one name.")
-        if not task or not where:
-            raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
-        models[task] = where
-    if folder is not None:
-        with needing("text", "embed"):
-            from transfer_pruner.text.folders import is_model, model_folder, models_in
-        if is_model(model_folder(folder)):
-            raise click.UsageError(
-                f"--models {folder} is the folder of one model: give it as --model NAME={folder}."
-            )
-        found = {task: str(path) for task, path in models_in(folder).items()}
-        if not found:
-            fail(
-                f"--models {folder} holds no folder with a config.json or adapter_config.json: "
-                "see save_pretrained()."
-            )
-        twice = sorted(found.keys() & models.keys())
-        if twice:
-            raise click.UsageError(f"--models and --model both name {twice[0]!r}.")
-        models |= dict(sorted(found.items()))
-    if not models:
-        raise click.UsageError("give --model or --models.")
-    return models
 
 
 def _only(given: str | None) -> dict[str, str] | None:

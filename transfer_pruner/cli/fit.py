@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from transfer_pruner.cli.options import DIRECTORY, transfers_options
+from transfer_pruner.cli.options import DIRECTORY, refined, scores_options, transfers_options
 from transfer_pruner.cli.program import Answer, answers, command
 
 
@@ -24,6 +24,7 @@ from transfer_pruner.cli.program import Answer, answers, command
 @click.option("--seconds-per-pair", type=float, help="With --budget: what one pair takes.")
 @click.option("--risk", type=float, help="Bound the chance that a target loses its best source.")
 @click.option("--tolerance", type=float, help="With --risk: a gain that is too small to miss.")
+@scores_options
 @click.option("--out", required=True, type=DIRECTORY, help="Folder of the rule.")
 @answers
 def fit(
@@ -37,12 +38,15 @@ def fit(
     seconds_per_pair: float | None,
     risk: float | None,
     tolerance: float | None,
+    scores: Path | None,
+    keep: int,
     out: Path,
     **columns: str,
 ) -> Answer:
     """Fit a predictor and write an elimination rule.
 
-    Without --transfers the rule ranks by attributions alone. --risk is calibrated on --transfers.
+    Without --transfers the rule ranks by attributions alone. --risk is calibrated on --transfers,
+    and bounds what the rule loses before --scores.
     """
     given = [value for value in (top_k, fraction, min_gain, budget, risk) if value is not None]
     if len(given) != 1:
@@ -81,6 +85,7 @@ def fit(
         rule = EliminationRule.calibrate(
             predictor, table, table["gain"], risk, tolerance=tolerance or 0.0
         )
+    rule = refined(rule, scores, keep)
     rule.save(out)
     data = {
         "out": out,

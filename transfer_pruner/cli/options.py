@@ -35,6 +35,96 @@ def transfers_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def scores_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a table of proxy scores, as `refined` re-ranks a rule by it."""
+    for option in (
+        click.option(
+            "--keep",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="With --scores: keep this many of them.",
+        ),
+        click.option("--scores", type=FILE, help="Re-rank the kept sources by this table."),
+    ):
+        function = option(function)
+    return function
+
+
+def refined(rule: EliminationRule, scores: Path | None, keep: int) -> EliminationRule:
+    """Re-rank a rule's kept sources by a table that `transfer-pruner score` wrote, if there is."""
+    if scores is None:
+        return rule
+    from transfer_pruner.transfers import read_transfers
+
+    table = read_transfers(scores, gain_column="score")
+    return rule.refine(table.rename(columns={"gain": "score"}), k=keep)
+
+
+def models_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take the single-task models of tasks, as `named_models` reads them."""
+    for option in (
+        click.option(
+            "--models",
+            "folder",
+            type=DIRECTORY,
+            help="Folder of models, each in a folder named as its task.",
+        ),
+        click.option("--name", help="The task, of a single --model."),
+        click.option(
+            "--model",
+            "given",
+            multiple=True,
+            metavar="[NAME=]DIR_OR_HUB_ID",
+            help="A saved classifier or PEFT adapter; repeat it for several, each with its NAME.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def named_models(
+    given: Sequence[str], name: str | None, folder: Path | None, what: str
+) -> dict[str, str]:
+    """Name the tasks of `models_options`, and where their models are."""
+    models: dict[str, str] = {}
+    for model in given:
+        task, equals, where = model.partition("=")
+        if not equals or Path(model).is_dir():
+            if name is None or len(given) > 1:
+                raise click.UsageError(
+                    f"--model {model} needs the name of its task: write NAME={model}."
+                )
+            task, where = name, model
+        elif name is not None:
+            raise click.UsageError(f"--model {model} names its task: leave out --name.")
+        if task in models:
+            raise click.UsageError(f"two models are called {task!r}: give each task one name.")
+        if not task or not where:
+            raise click.UsageError(f"--model {model} must be NAME=DIR_OR_HUB_ID.")
+        models[task] = where
+    if folder is not None:
+        with needing("text", what):
+            from transfer_pruner.text.folders import is_model, model_folder, models_in
+        if is_model(model_folder(folder)):
+            raise click.UsageError(
+                f"--models {folder} is the folder of one model: give it as --model NAME={folder}."
+            )
+        found = {task: str(path) for task, path in models_in(folder).items()}
+        if not found:
+            fail(
+                f"--models {folder} holds no folder with a config.json or adapter_config.json: "
+                "see save_pretrained()."
+            )
+        twice = sorted(found.keys() & models.keys())
+        if twice:
+            raise click.UsageError(f"--models and --model both name {twice[0]!r}.")
+        models |= dict(sorted(found.items()))
+    if not models:
+        raise click.UsageError("give --model or --models.")
+    return models
+
+
 @dataclass(frozen=True)
 class Search:
     """Where a search is to be read: `search_options` in one piece."""

@@ -22,7 +22,10 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-_IN_ORDER_OF_USE = ("embed", "harvest", "fit", "rank", "explain", "report", "sync", "doctor")
+_IN_ORDER_OF_USE = (
+    *("embed", "score", "harvest", "fit", "rank"),
+    *("explain", "report", "sync", "doctor"),
+)
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _EPILOG = """\b
 A first rule, from single-task models and a search that has run:

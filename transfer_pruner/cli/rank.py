@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from transfer_pruner.cli.options import DIRECTORY
+from transfer_pruner.cli.options import DIRECTORY, refined, scores_options
 from transfer_pruner.cli.program import Answer, answers, command, fail, terminal_table
 
 if TYPE_CHECKING:
@@ -19,21 +19,49 @@ if TYPE_CHECKING:
 @command(
     "transfer-pruner rank --rule rule/ --target news",
     "transfer-pruner rank --rule rule/ --all --top 3",
+    "transfer-pruner rank --embeddings embeddings/ --scores scores.csv --target news",
 )
-@click.option("--rule", "rule_dir", required=True, type=DIRECTORY)
+@click.option("--rule", "rule_dir", type=DIRECTORY, help="Rule whose sources are ranked.")
+@click.option(
+    "--embeddings", type=DIRECTORY, help="In place of a rule: rank by attributions alone."
+)
+@click.option(
+    "--first",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="With --embeddings: keep this many sources of every target.",
+)
+@scores_options
 @click.option("--target", help="The target task.")
 @click.option("--all", "every", is_flag=True, help="Rank the sources of every target.")
 @click.option("--top", type=click.IntRange(min=1), help="Show the best N sources of a target only.")
 @answers
-def rank(rule_dir: Path, target: str | None, every: bool, top: int | None) -> Answer:
+def rank(
+    rule_dir: Path | None,
+    embeddings: Path | None,
+    first: int,
+    scores: Path | None,
+    keep: int,
+    target: str | None,
+    every: bool,
+    top: int | None,
+) -> Answer:
     """Rank the sources of a target task, with the decision on each."""
+    if (rule_dir is None) == (embeddings is None):
+        raise click.UsageError("give --rule, or --embeddings to rank by attributions alone.")
     if (target is None) != every:
         raise click.UsageError("give --target, or --all for every target.")
-    from transfer_pruner import EliminationRule
+    from transfer_pruner import EliminationRule, TransferPredictor, load_embeddings
     from transfer_pruner.exceptions import not_found
     from transfer_pruner.rule.ranking import ranked
 
-    decisions = ranked(EliminationRule.load(rule_dir).table())
+    if rule_dir is not None:
+        rule = EliminationRule.load(rule_dir)
+    else:
+        assert embeddings is not None
+        rule = EliminationRule.top_k(TransferPredictor(load_embeddings(embeddings)), k=first)
+    decisions = ranked(refined(rule, scores, keep).table())
     targets = set(decisions["target"])
     if target is not None and target not in targets:
         fail(not_found("--target", target, "the rule", targets))

@@ -17,7 +17,7 @@ from transfer_pruner.embedding import (
     read_provenance,
     save_embeddings,
 )
-from transfer_pruner.tasks import task_name
+from transfer_pruner.tasks import by_task
 from transfer_pruner.text._embed import embed_text
 from transfer_pruner.text.checkpoints import Checkpoint, digests, load_model
 
@@ -209,11 +209,11 @@ def make_jobs(
                 f"settings holds {setting!r}, which embed_text does not have; it has: "
                 f"{', '.join(known)}."
             )
-    models = _by_task(models, "models")
-    texts = _by_task(texts, "texts") if isinstance(texts, Mapping) else dict.fromkeys(models, texts)
+    models = by_task(models, "models")
+    texts = by_task(texts, "texts") if isinstance(texts, Mapping) else dict.fromkeys(models, texts)
     targets = settings.get("target")
     targets = targets if isinstance(targets, Mapping) else dict.fromkeys(models, targets)
-    targets = _by_task(targets, "target")
+    targets = by_task(targets, "target")
     strange = [task for task in targets if task not in models]
     if strange:
         raise ValueError(
@@ -233,22 +233,6 @@ def make_jobs(
         where = _located(model, f"models[{name!r}]")
         jobs.append(Job(name, where, tuple(texts[name]), device, dtype, own_settings))
     return jobs
-
-
-def _by_task(given: Mapping[Any, Any], parameter: str) -> dict[str, Any]:
-    """Name tasks by text, whatever their type; refuse names that look like others."""
-    named: dict[str, Any] = {}
-    for task, value in given.items():
-        name = task_name(task)
-        if name is None or name != name.strip():
-            raise ValueError(
-                f"{parameter} holds the task {task!r}: a name is not empty and has no blank at its "
-                "ends."
-            )
-        if name in named:
-            raise ValueError(f"{parameter} holds the task {name!r} twice, as text and as number.")
-        named[name] = value
-    return named
 
 
 def run_jobs(

@@ -124,13 +124,13 @@ class Encoder:
         self.names = [
             name
             for name, values in tokens[0].items()
-            if name not in ("input_ids", "attention_mask") and taken(name) and _by_token(values)
+            if name not in ("input_ids", "attention_mask") and taken(name) and by_token(values)
         ]
         self.fill = {"token_type_ids": int(tokenizer.pad_token_type_id)}
         self.takes_mask = taken("attention_mask")
         by_length = sorted(tokens, key=lambda one: len(one["input_ids"]))
         shortest, longest = by_length[0], by_length[-1]
-        _check(model, tokenizer, self.pad, tokens)
+        check_tokens(model, tokenizer, self.pad, tokens)
         try:
             self.scorer = TextScorer(model, self._named([longest]))
             self.together = self._together(shortest, longest) if len(tokens) > 1 else "alone"
@@ -236,17 +236,24 @@ def _with_special_mask(encoded: Any, tokenizer: PreTrainedTokenizerBase) -> Toke
     return tokens
 
 
-def _by_token(values: object) -> bool:
+def by_token(values: object) -> bool:
+    """Whether a tokenizer's output has a number for each token."""
     return isinstance(values, list) and all(isinstance(value, int) for value in values)
 
 
-def _check(
+def check_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pad: int,
     tokens: Sequence[Tokens],
 ) -> None:
-    """Refuse what the model would fail on, far from the cause: in an index, on a GPU."""
+    """Refuse what the model would fail on, far from the cause: in an index, on a GPU.
+
+    Raises
+    ------
+    ValueError
+        If a token is none of the model's, or a text has more tokens than the model takes.
+    """
     known = getattr(model.config.get_text_config(), "vocab_size", None)
     largest = max(pad, *(max(one["input_ids"], default=0) for one in tokens))
     if known is not None and largest >= known:
