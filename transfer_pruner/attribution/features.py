@@ -11,9 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise ImportError(
+        "scoring pairs needs torch: pip install 'transfer-pruner[attribution]'."
+    ) from error
 
 from transfer_pruner.attribution.fingerprints import fingerprint_model
 from transfer_pruner.attribution.structures import first_tensor
@@ -150,7 +156,9 @@ def _features(calls: Sequence[_Call], answer: Tensor, n: int) -> Tensor | None:
         return given.flatten(2).mean(dim=2)
     given = given.reshape(n, -1, given.shape[-1])
     place = _place(head.output, answer)
-    return given.mean(dim=1) if place is None else given[torch.arange(n), place]
+    return (
+        given.mean(dim=1) if place is None else given[torch.arange(n, device=given.device), place]
+    )
 
 
 def _answers(call: _Call, answer: Tensor) -> bool:

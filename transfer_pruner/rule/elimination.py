@@ -288,9 +288,9 @@ class EliminationRule(DecidedPairs):
         scores : callable of (source, target) to float, or DataFrame
             Higher is better, within a target. A callable is called once for every pair that this
             rule knows and keeps, a source's pairs one after another, so that it may hold on to one
-            model at a time. A table has the columns source, target and score; its rows of pairs
-            that this rule eliminates are ignored. A pair whose score is NaN, fails or is missing
-            stays kept, and is counted in one warning.
+            model at a time. A table, such as that of `transfer_pruner.score_pairs`, has the columns
+            source, target and score; its rows of pairs that this rule eliminates are ignored. A
+            pair whose score is NaN, fails or is missing stays kept, and is counted in one warning.
         k : int
             Sources kept for each target, 0 or more. Equal scores are ordered by source name.
 

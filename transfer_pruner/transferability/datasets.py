@@ -210,7 +210,7 @@ def _labels(given: list[Any], what: str) -> NDArray[Any]:
             return np.array(texts)
     values = np.array(given, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ValueError(f"{what} has an infinite label: leave such rows out.")
+        raise ValueError(f"{what} has a label that is infinite or NaN: leave such rows out.")
     whole = bool((values == np.round(values)).all())
     return values.astype(np.int64) if whole else values
 

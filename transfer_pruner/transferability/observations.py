@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ class Source:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 (known.with_more(new) if known is not None else new).save(path)
 
-    def batches(self, examples: Sequence[Any]) -> Iterator[Any]:
+    def batches(self, examples: Sequence[Any]) -> Generator[Any, None, None]:
         """Load the model and run it: first what its outputs stand for, then batch by batch."""
         settings = self.settings
         if not self.reads_text:
@@ -201,16 +202,17 @@ class _Run:
 
     def go(self, source: Source, examples: Sequence[Any]) -> None:
         started = time.perf_counter()
-        batches = source.batches(examples)
-        self.names = next(batches)
-        loading = time.perf_counter() - started
-        started = time.perf_counter()
-        for rows, outputs, features in batches:
-            self.rows += rows
-            self.outputs.append(outputs)
-            self.features.append(features)
-            self.seconds[rows] = (time.perf_counter() - started) / len(rows)
+        # Closed, so that a model in memory is left in the mode that it was in.
+        with closing(source.batches(examples)) as batches:
+            self.names = next(batches)
+            loading = time.perf_counter() - started
             started = time.perf_counter()
+            for rows, outputs, features in batches:
+                self.rows += rows
+                self.outputs.append(outputs)
+                self.features.append(features)
+                self.seconds[rows] = (time.perf_counter() - started) / len(rows)
+                started = time.perf_counter()
         self.seconds += loading / len(self.seconds)
 
     def result(self) -> Observations | None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -234,6 +235,29 @@ def test_folders_in_memory_and_tables_give_the_same_scores(
         assert one["score"].tolist() == pytest.approx(other["score"].tolist(), rel=1e-3)
 
 
+def test_a_loader_may_give_texts_and_a_column_of_labels(
+    save_model: SaveModel, text_tasks: dict[str, Any]
+) -> None:
+    texts, labels = text_tasks["advice"]
+    rows = [(text, torch.tensor([float(label)])) for text, label in zip(texts, labels, strict=True)]
+    loader = DataLoader(rows, batch_size=7)  # type: ignore[arg-type]
+    model = {"s": save_model("a")}
+    one = score_pairs(model, {"t": loader}, progress=False)
+    other = score_pairs(model, {"t": (pd.Series(texts), np.array(labels))}, progress=False)
+    assert one["score"].item() == pytest.approx(other["score"].item())
+
+
+def test_rows_without_a_label_or_a_text_are_left_out(
+    save_model: SaveModel, text_tasks: dict[str, Any]
+) -> None:
+    texts, labels = text_tasks["advice"]
+    model = {"s": save_model("a")}
+    holes = ([*texts, None, "help", "help"], [*labels, 1, None, float("nan")])
+    one = score_pairs(model, {"t": holes}, progress=False)
+    other = score_pairs(model, {"t": (texts, labels)}, progress=False)
+    assert one["score"].item() == pytest.approx(other["score"].item())
+
+
 def test_an_adapter_is_scored_with_its_base_model(
     save_model: SaveModel, text_tasks: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -393,9 +417,10 @@ def test_the_reason_is_said(datasets: dict[str, Any], source: str, said: str) ->
     with torch.no_grad():
         broken[3].weight[0, 0] = np.nan  # type: ignore[index]
     models = {"good": network(), "nan": broken, "wide": network(3), "narrow": network(width=5)}
-    chosen = {"good": models["good"], source: models[source]}
+    chosen = {"good": models["good"], source: models[source].train()}
     with pytest.warns(TransferPrunerWarning, match=f"3 of 6 pairs have no .*: 3 since.*{said}"):
         score_pairs(chosen, datasets, "zero_shot", progress=False)
+    assert models[source].training, "a model is left as it was"
     # Where no pair is left, the call made no sense.
     with pytest.raises(ValueError, match=f"no pair can be scored by zero_shot: 3 since.*{said}"):
         score_pairs({source: models[source]}, datasets, "zero_shot", progress=False)
@@ -455,6 +480,19 @@ def test_a_rule_and_a_predictor_take_the_table(
     for target in datasets:
         best = scores[scores["target"] == target].sort_values("score")["source"].iloc[-1]
         assert rule.kept(target) == [best]
+
+
+def test_the_seconds_of_a_model_are_shared_among_its_targets(datasets: dict[str, Any]) -> None:
+    class Slow(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.05)
+            return super().forward(x)
+
+    score_pairs({"s": network()}, datasets, progress=False)  # what is imported costs no pair
+    started = time.perf_counter()
+    table = score_pairs({"s": Slow(network())}, datasets, batch_size=20, progress=False)
+    assert 0.15 < table["seconds"].sum() < time.perf_counter() - started
+    assert (table["seconds"] > 0.05).all()
 
 
 def test_features_are_what_the_head_takes() -> None:
