@@ -85,11 +85,6 @@ def see(
         for module in model.modules()
         if (module is not model or _is_leaf(model)) and any(True for _ in module.parameters())
     ]
-    if not handles:
-        raise ValueError(
-            f"model, a {type(model).__name__}, has no module with parameters: there are no "
-            "features to read."
-        )
     try:
         with torch.no_grad():
             answer = first_tensor(model(*inputs, **named))

@@ -107,6 +107,8 @@ def score_pairs(
         raise ValueError(f"batch_size must be at least 1 but got {batch_size}.")
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16' but got {dtype!r}.")
+    if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+        raise ValueError(f"cache must be a folder but {os.fspath(cache)!r} is a file.")
     settings = Settings(batch_size, max_length, device, dtype)
     sources = {
         task: Source(task, model, settings) for task, model in _given(models, "models").items()

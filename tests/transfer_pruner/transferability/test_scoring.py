@@ -456,6 +456,7 @@ def test_pairs_may_be_named_and_unknown_ones_keep_their_place(datasets: dict[str
         ({"datasets": {"t": (torch.ones(2, 6), [1, "a"])}}, "mixes the labels 'a' and 1"),
         ({"datasets": {"t": pd.DataFrame({"text": ["a"]})}}, "lacks the column 'label'"),
         ({"datasets": {"s": (torch.ones(2, 6), [0, 1])}}, "there is no pair to score"),
+        ({"cache": __file__}, "cache must be a folder but .* is a file"),
         ({"batch_size": 0}, "batch_size must be at least 1 but got 0"),
     ],
 )
@@ -529,8 +530,8 @@ def test_features_are_what_the_head_takes() -> None:
     model = Convolutional()
     # No module gives the mean over places, so the features are those of the last one that answers.
     assert np.allclose(see(model, x)[1], model.body(x).relu().mean(dim=(2, 3)).detach(), atol=1e-6)
-    with pytest.raises(ValueError, match="no module with parameters"):
-        see(nn.ReLU(), x)
+    # Without a head the outputs are the features.
+    assert see(nn.ReLU(), x[:, 0, 0])[1].shape == (5, 8)
 
 
 def test_a_decoder_without_padding_answers_with_its_last_token(tokenizer: Any) -> None:
