@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 
+from transfer_pruner.autologging import unlogged
 from transfer_pruner.tasks import FloatArray
 
 VARIANCES: Mapping[str, float] = {
@@ -201,7 +202,7 @@ def fitted_process(
 ) -> PairProcess:
     """Fit the process to gains on the common scale; variances are kept if `theta` gives them."""
     rows, means, squares = repeats_merged(design, gains)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unlogged():
         # A variance at its bound, or an optimiser that stops early, is no reason to warn users.
         warnings.simplefilter("ignore", ConvergenceWarning)
         if theta is None and len(gains) > 1:

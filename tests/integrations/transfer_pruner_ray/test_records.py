@@ -162,6 +162,8 @@ def test_what_is_missing_is_named(results: ResultGrid, tmp_path: Path) -> None:
         transfers_from_results(results, metric="scores/f2", **PAIR)
     rule = EliminationRule({}, {})
     with pytest.raises(ValueError, match="results must be what Tuner"):
+        records_from_results(rule)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rule must be an EliminationRule"):
         records_from_results(rule, results)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rule must be an EliminationRule"):
         records_from_results(results, "rule/")  # type: ignore[arg-type]
