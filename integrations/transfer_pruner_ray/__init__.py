@@ -1,4 +1,4 @@
-"""transfer_pruner on Ray: embedding tasks on a cluster, and searches that eliminate pairs."""
+"""transfer_pruner on Ray: models embedded and scored on a cluster, and searches with a rule."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transfer_pruner_ray.generator import TransferVariantGenerator
     from transfer_pruner_ray.records import records_from_results, transfers_from_results
     from transfer_pruner_ray.scheduler import TransferScheduler
+    from transfer_pruner_ray.scoring import score_pairs
     from transfer_pruner_ray.searcher import TransferSearcher
     from transfer_pruner_ray.space import eliminated_pairs, filter_param_space
 
@@ -21,6 +22,7 @@ __all__ = [
     "embed_many",
     "filter_param_space",
     "records_from_results",
+    "score_pairs",
     "transfers_from_results",
 ]
 
@@ -31,6 +33,7 @@ _HOMES = {
     "generator": ("TransferVariantGenerator",),
     "records": ("records_from_results", "transfers_from_results"),
     "scheduler": ("TransferScheduler",),
+    "scoring": ("score_pairs",),
     "searcher": ("TransferSearcher",),
     "space": ("eliminated_pairs", "filter_param_space"),
 }

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.text.checkpoints import Checkpoint
-from transfer_pruner.text.store import Job, make_jobs, run_jobs
-
-try:
-    import ray
-except ImportError as error:
-    raise ImportError(
-        "embedding on a cluster needs ray: pip install 'transfer-pruner[ray,text]'."
-    ) from error
+from transfer_pruner.text.store import make_jobs, run_jobs
+from transfer_pruner_ray.cluster import on_cluster
 
 
 def embed_many(
@@ -66,31 +59,5 @@ def embed_many(
         If tasks could not be embedded: after all the others were, one error for each.
     """
     jobs = make_jobs(models, texts, device=device, dtype=dtype, settings=settings)
-    threads = max(1, math.floor(num_cpus))
-    work = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)(_work)
-
-    def results(pending: Sequence[Job]) -> Iterator[tuple[Job, TaskEmbedding | Exception]]:
-        waiting = list(reversed(pending))
-        running: dict[ray.ObjectRef[TaskEmbedding], Job] = {}
-        while waiting or running:
-            # More than the cluster can run at once would only hold embeddings in its memory.
-            resources = ray.cluster_resources() if ray.is_initialized() else {}  # type: ignore[no-untyped-call]
-            at_once = resources.get("CPU", 1.0) / max(num_cpus, 0.1)
-            while waiting and len(running) < 2 * max(1.0, at_once):
-                job = waiting.pop()
-                running[work.remote(job, threads)] = job
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(done)
-            try:
-                yield job, ray.get(done)
-            except Exception as error:
-                yield job, error
-
+    results = partial(on_cluster, num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)
     return run_jobs(jobs, directory, results, progress=progress)
-
-
-def _work(job: Job, threads: int) -> TaskEmbedding:
-    import torch
-
-    torch.set_num_threads(threads)
-    return job.run()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,9 @@ class Source:
     """A source task's model, in memory or not, and the file of what it gave."""
 
     def __init__(self, task: str, model: Any, settings: Settings) -> None:
+        if isinstance(model, (str, os.PathLike)):
+            # A folder is named so that it is found from elsewhere too.
+            model = str(Path(model).absolute()) if Path(model).is_dir() else os.fspath(model)
         self.task, self.model, self.settings = task, model, settings
 
     @property
@@ -119,9 +122,7 @@ class Source:
         ValueError
             If it is neither a module nor a checkpoint.
         """
-        if isinstance(self.model, (str, os.PathLike)):
-            return True
-        if isinstance(self.model, tuple) and len(self.model) == 2:
+        if isinstance(self.model, str) or (isinstance(self.model, tuple) and len(self.model) == 2):
             return True
         from transfer_pruner.attribution.features import is_module
 
@@ -154,22 +155,6 @@ class Source:
             digest.update(f"\0{part}".encode())
         return digest.hexdigest()
 
-    def observe(self, pool: Pool, rows: Sequence[int], path: Path) -> None:
-        """Run the model on those of the pool's examples that its file lacks, and add them."""
-        known = Observations.load(path)
-        seen = set(known.keys) if known is not None else set()
-        missing = [row for row in rows if pool.keys[row] not in seen]
-        if not missing:
-            return
-        run = _Run([pool.keys[row] for row in missing])
-        try:
-            run.go(self, [pool.examples[row] for row in missing])
-        finally:
-            # Stopped half-way, what is there need not be computed again.
-            if (new := run.result()) is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                (known.with_more(new) if known is not None else new).save(path)
-
     def batches(self, examples: Sequence[Any]) -> Generator[Any, None, None]:
         """Load the model and run it: first what its outputs stand for, then batch by batch."""
         settings = self.settings
@@ -187,6 +172,54 @@ class Source:
         )
         yield label_names(model)
         yield from see_texts(model, tokenizer, examples, settings.batch_size, settings.max_length)
+
+
+class Job:
+    """The examples that a source's model is still to be run on, and the file that they go to."""
+
+    def __init__(self, source: Source, pool: Pool, rows: Sequence[int], path: Path) -> None:
+        known = Observations.load(path)
+        seen = set(known.keys) if known is not None else set()
+        missing = [row for row in rows if pool.keys[row] not in seen]
+        self.source, self.path = source, path
+        self.keys = [pool.keys[row] for row in missing]
+        self.examples = [pool.examples[row] for row in missing]
+
+    def run(self) -> Observations:
+        """Load the model and run it on all of the examples."""
+        run = _Run(self.keys)
+        run.go(self.source, self.examples)
+        return run.result()
+
+    def run_into_file(self) -> None:
+        """Run the model, and add what it gave to the file: as far as it came, if it is stopped."""
+        run = _Run(self.keys)
+        try:
+            run.go(self.source, self.examples)
+        finally:
+            if run.rows:
+                self.add(run.result())
+
+    def add(self, new: Observations) -> None:
+        """Add what the model gave to the file."""
+        known = Observations.load(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        (known.with_more(new) if known is not None else new).save(self.path)
+
+
+Runner = Callable[[Sequence[Job]], Iterable[tuple[Job, Exception | None]]]
+"""Runs jobs into their files, and tells of each as soon as it is done, with its error if any."""
+
+
+def run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Exception | None]]:
+    """Run one model after another, in this process."""
+    for job in jobs:
+        error = None
+        try:
+            job.run_into_file()
+        except Exception as failed:
+            error = failed
+        yield job, error
 
 
 class _Run:
@@ -215,9 +248,7 @@ class _Run:
                 started = time.perf_counter()
         self.seconds += loading / len(self.seconds)
 
-    def result(self) -> Observations | None:
-        if not self.rows:
-            return None
+    def result(self) -> Observations:
         return Observations(
             [self.keys[row] for row in self.rows],
             np.concatenate(self.outputs),

@@ -21,7 +21,14 @@ from transfer_pruner.files import one_line
 from transfer_pruner.pairs import pair_columns
 from transfer_pruner.tasks import by_task
 from transfer_pruner.transferability.datasets import Pool, read_datasets
-from transfer_pruner.transferability.observations import Observations, Settings, Source
+from transfer_pruner.transferability.observations import (
+    Job,
+    Observations,
+    Runner,
+    Settings,
+    Source,
+    run_here,
+)
 from transfer_pruner.transferability.proxies import METHODS, check_head, check_labels, proxy_score
 
 Pairs = list[tuple[str, str]]
@@ -42,6 +49,7 @@ def score_pairs(
     dtype: str = "float32",
     seed: int = 0,
     progress: bool = True,
+    runner: Runner = run_here,
 ) -> pd.DataFrame:
     """Score how well each source's model answers a target's dev set, without training the pair.
 
@@ -87,6 +95,9 @@ def score_pairs(
         Of the linear probe's folds, and of the labels that are shuffled.
     progress : bool
         Whether to show progress bars on stderr.
+    runner : callable
+        Runs the models: one after another in this process. `transfer_pruner_ray.score_pairs` has
+        its own.
 
     Returns
     -------
@@ -120,7 +131,7 @@ def score_pairs(
         # Without a cache too, so that one model's features are in memory at a time.
         folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
         scorer = _Scorer(sources, pool, wanted, seed, progress)
-        scorer.observe(Path(folder), keyed=cache is not None)
+        scorer.observe(Path(folder), cache is not None, runner)
         return scorer.score(chosen or scorer.best_method())
 
 
@@ -144,7 +155,7 @@ class _Scorer:
         self.files: dict[str, Path] = {}
         self.failures: dict[str, Exception] = {}
 
-    def observe(self, folder: Path, keyed: bool) -> None:
+    def observe(self, folder: Path, keyed: bool, runner: Runner) -> None:
         """Run every model on the examples of its targets, into a file each.
 
         Parameters
@@ -152,29 +163,35 @@ class _Scorer:
         folder : Path
         keyed : bool
             Whether to call files by what the models are, for other calls.
+        runner : callable
         """
+        jobs = []
         with self._bar(len(self.targets), "model") as bar:
-            for source, targets in self.targets.items():
-                bar.set_postfix_str(source)
+            for n, (task, targets) in enumerate(self.targets.items()):
+                source = self.sources[task]
                 rows = np.concatenate([self.pool.of_target[target].rows for target in targets])
-                model = self.sources[source]
                 try:
-                    name = model.key() if keyed else str(len(self.files))
-                    path = folder / f"{name}.safetensors"
-                    model.observe(self.pool, np.unique(rows).tolist(), path)
-                    self.files[source] = path
+                    name = source.key() if keyed else str(n)
+                    path = self.files[task] = folder / f"{name}.safetensors"
+                    jobs.append(Job(source, self.pool, np.unique(rows).tolist(), path))
                 except Exception as error:
                     # Fail open, as everywhere: a model that cannot be run costs only itself.
-                    self.failures[source] = error
+                    self.failures[task] = error
+            pending = [job for job in jobs if job.keys]
+            bar.update(len(self.targets) - len(pending))
+            for job, failed in runner(pending):
+                bar.set_postfix_str(job.source.task)
+                if failed is not None:
+                    self.failures[job.source.task] = failed
                 bar.update()
 
     def best_method(self) -> str:
         """Zero-shot if every head fits every target, so that all scores are of one kind."""
-        for source, file in self.files.items():
-            seen = Observations.load(file)
+        for source, targets in self.targets.items():
+            seen = self._seen(source)
             if seen is None:
                 continue
-            for target in self.targets[source]:
+            for target in targets:
                 labels = self.pool.of_target[target].labels
                 try:
                     check_labels(labels)
@@ -192,8 +209,7 @@ class _Scorer:
         reasons: dict[tuple[str, str], str] = {}
         with self._bar(len(self.pairs), "pair") as bar:
             for source, targets in self.targets.items():
-                file = self.files.get(source)
-                seen = Observations.load(file) if file is not None else None
+                seen = self._seen(source)
                 running = self._seconds(targets, seen)
                 for target in targets:
                     pair, started, score = (source, target), time.perf_counter(), math.nan
@@ -212,6 +228,10 @@ class _Scorer:
         found = pd.DataFrame(self.pairs, columns=["source", "target"], dtype=object)
         values = np.array([scores.get(pair, (math.nan, 0.0)) for pair in self.pairs])
         return found.assign(score=values[:, 0], method=method, seconds=values[:, 1])
+
+    def _seen(self, source: str) -> Observations | None:
+        """Read what a model gave; None if it failed, even if it gave a part."""
+        return None if source in self.failures else Observations.load(self.files[source])
 
     def _scored(self, method: str, pair: tuple[str, str], seen: Observations | None) -> float:
         source, target = pair

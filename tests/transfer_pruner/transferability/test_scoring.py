@@ -426,6 +426,23 @@ def test_the_reason_is_said(datasets: dict[str, Any], source: str, said: str) ->
         score_pairs({source: models[source]}, datasets, "zero_shot", progress=False)
 
 
+def test_a_model_that_fails_half_way_costs_only_itself(datasets: dict[str, Any]) -> None:
+    class Breaking(nn.Sequential):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 2:
+                raise MemoryError("no memory is left")
+            return super().forward(x)
+
+    models = {"good": network(), "breaking": Breaking(network(3))}
+    with pytest.warns(TransferPrunerWarning, match="3 since MemoryError: no memory is left"):
+        table = score_pairs(models, datasets, progress=False)
+    assert table["score"].isna().tolist() == [False] * 3 + [True] * 3
+    assert set(table["method"]) == {"zero_shot"}, "a model that failed has no say"
+
+
 def test_pairs_may_be_named_and_unknown_ones_keep_their_place(datasets: dict[str, Any]) -> None:
     pairs = pd.DataFrame(
         {
