@@ -92,17 +92,22 @@ def fixed(world: World, target: str, looked: int) -> Next:
     return lambda _: pairs
 
 
+def learning_rule(world: World, pairs: pd.DataFrame) -> LearningRule:
+    """Make the rule that knows attributions and learns the rest."""
+    predictor = TransferPredictor(feature_columns=world.columns, similarity=world.similarity)
+    return LearningRule(predictor, pairs=pairs)
+
+
 def learning(world: World, target: str, looked: int = 0, others: bool = False) -> Next:
     """Take the source of the highest priority."""
     pairs = world.candidates(target, looked)
-    predictor = TransferPredictor(feature_columns=world.columns, similarity=world.similarity)
     before = pd.DataFrame(columns=["source", "target", "gain"])
     if others:
         before = world.transfers(target)
         rest = world.pairs[world.pairs["target"] != target]
         score = rest.groupby("target")["attribution_score"].transform(standardised)
         pairs = pd.concat([pairs, rest.assign(attribution_score=score)], ignore_index=True)
-    rule = LearningRule(predictor, pairs=pairs)
+    rule = learning_rule(world, pairs)
 
     def following(trials: pd.DataFrame) -> pd.Series:
         measured = trials.dropna(subset="source")

@@ -7,7 +7,9 @@ One study for each target: the source, or none, and the learning rate, 50 settin
 objective looks up the dev score that was measured (examples/trec_is/transfers-4.csv, mean over
 seeds), so that a search takes no training. The rule keeps k of 24 sources: eight by attributions,
 from predictions that never saw a transfer to the target, and of these those whose source models
-score best on the target's dev texts as they are (`EliminationRule.refine`).
+score best on the target's dev texts as they are (`EliminationRule.refine`). Where it says learning
+there is a `LearningRule` instead: it knows the attributions, or also how those eight scored, and
+learns from the search's own trials only.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from transfer_pruner import EliminationRule
+from bench_order import World, learning_rule
+from transfer_pruner import EliminationRule, LearningRule
 from transfer_pruner_optuna import gate
 from transfer_pruner_optuna.sampler import TransferSampler
 
@@ -147,8 +150,20 @@ def load(metric: str, by: str) -> tuple[list[Surface], Predictions]:
     return surfaces, Predictions(table.reorder_levels(["source", "target"]))
 
 
+LEARNING = {
+    "TransferSampler, learning": 0,
+    "TransferSampler, learning, eight looked at again": LOOKED,
+}
+"""How many of the best sources by attributions the rule knows a proxy score of."""
+
+
 def search(
-    surface: Surface, rule: EliminationRule, name: str, way: str, seed: int, n_trials: int
+    surface: Surface,
+    rule: EliminationRule | LearningRule,
+    name: str,
+    way: str,
+    seed: int,
+    n_trials: int,
 ) -> dict[str, float]:
     """Run one study until so many trials have finished; say what it found and what it took."""
     # Targets list their sources alike: with equal seeds their searches would go alike too.
@@ -156,7 +171,7 @@ def search(
     objective, sampler = surface.objective, SAMPLERS[name](surface, seed)
     if way == "gate":
         objective = gate(objective, rule, search_space=surface.space, target=surface.target)
-    elif way == "TransferSampler":
+    elif way != "alone":
         sampler = TransferSampler(rule, sampler, target=surface.target, seed=seed)
 
     def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -168,6 +183,7 @@ def search(
     trials = study.get_trials(deepcopy=False)
     values = np.array([trial.value for trial in trials if trial.state == TrialState.COMPLETE])
     sources = {trial.params["source"] for trial in trials if trial.state == TrialState.COMPLETE}
+    last = rule.refitted() if isinstance(rule, LearningRule) else rule
     hits = np.flatnonzero(values >= surface.enough - 1e-12)
     return {
         "until": float(hits[0] + 1) if len(hits) else np.inf,
@@ -176,24 +192,29 @@ def search(
         "finished": len(values),
         "entered": len(trials),
         "eliminated": len(trials) - len(values),
-        "surviving": sum(not rule.decide(s, surface.target).eliminated for s in sources),
+        "surviving": sum(not last.decide(s, surface.target).eliminated for s in sources),
     }
 
 
 def searches(
-    surfaces: list[Surface], rule: EliminationRule, options: argparse.Namespace
+    surfaces: list[Surface], rule: EliminationRule, world: World, options: argparse.Namespace
 ) -> Iterator[dict[str, object]]:
     for name in options.samplers:
         few = name == "GP"
         seeds = options.gp_seeds if few else options.seeds
         ways = ["alone", "gate"]
         if name not in ("Grid", "BruteForce"):
-            ways.append("TransferSampler")
+            ways += ["TransferSampler", *LEARNING]
+        ways = [way for way in ways if way in options.ways]
         for way in ways:
             begun = time.perf_counter()
             for surface in surfaces[: options.gp_targets if few else None]:
                 for seed in range(seeds):
-                    found = search(surface, rule, name, way, seed, options.trials)
+                    of_search: EliminationRule | LearningRule = rule
+                    if way in LEARNING:
+                        pairs = world.candidates(surface.target, LEARNING[way])
+                        of_search = learning_rule(world, pairs)
+                    found = search(surface, of_search, name, way, seed, options.trials)
                     yield {"sampler": name, "way": way, "target": surface.target, **found}
             print(f"{name}, {way}: {time.perf_counter() - begun:.0f} seconds", flush=True)
 
@@ -214,6 +235,8 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    ways = ["alone", "gate", "TransferSampler", *LEARNING]
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--trials", type=int, default=25, help="that a search is to finish")
     parser.add_argument("--k", type=int, default=6, help="sources that the rule keeps")
     parser.add_argument("--by", default="attributions, fitted, looked at again", help="a predictor")
@@ -228,7 +251,7 @@ def main() -> None:
     if unknown:
         parser.error(f"--targets: {', '.join(sorted(unknown))} not among {predictions.tasks}")
     surfaces = [s for s in surfaces if not options.targets or s.target in options.targets]
-    rows = pd.DataFrame(searches(surfaces, rule, options))
+    rows = pd.DataFrame(searches(surfaces, rule, World.read("sequential", options.metric), options))
 
     table = Table(title=f"{options.trials} finished trials of 50 settings")
     table.add_column("sampler")

@@ -5,9 +5,11 @@ from transfer_pruner_optuna.gate import gate
 from transfer_pruner_optuna.pruner import TransferPruner
 from transfer_pruner_optuna.records import records_from_study, transfers_from_study
 from transfer_pruner_optuna.sampler import TransferSampler
+from transfer_pruner_optuna.stopping import StopWhenSettled
 from transfer_pruner_optuna.visualization import plot_gains, plot_pairs, plot_savings
 
 __all__ = [
+    "StopWhenSettled",
     "TrackingCallback",
     "TransferPruner",
     "TransferSampler",

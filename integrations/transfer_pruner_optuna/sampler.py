@@ -1,7 +1,8 @@
 """The sampler that redirects: no trial is spent on an eliminated pair.
 
 What it must satisfy: whatever another sampler proposes, a trial gets a surviving pair if there is
-one among the parameters' choices, which stay as they are; the other sampler's model of the search
+one among the parameters' choices, of a rule that learns the one that is worth most; choices stay as
+they are; the other sampler's model of the search
 is respected, so it is asked again before anything is changed; and where the pair is not ours to
 choose, or nothing can be said of it, the proposal stands.
 """
@@ -44,6 +45,7 @@ from transfer_pruner_optuna._private import (
 )
 from transfer_pruner_optuna.callback import tell_tracker
 from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.ordering import Ordering
 from transfer_pruner_optuna.records import ELIMINATED, PROPOSED, REDIRECTED, RULE, marks_of, ran
 
 # Optuna promises samplers one sample_relative a trial: of its own, these are cheap and lose nothing
@@ -71,6 +73,14 @@ class TransferSampler(BaseSampler):
     again, up to nine times; others are not, such as `GPSampler`, which would take long. Then as
     little of the last proposal as possible is changed, at random: the source, if any survives for
     the proposed target, else the target.
+
+    With a `LearningRule` the pair is the surviving one of the highest `Decision.priority`, over all
+    targets or the one that is given, and of the base sampler's first proposal the hyperparameters
+    are taken, not the pair. Every target's single-task baseline comes first, since gains need one.
+    Pairs that other workers are running come after all others of positive priority; so do those
+    that three trials have left without a result, and, last, those that were tried at every setting
+    that there is. No random number chooses: equal trials, equal pairs. Proposals stand where the
+    rule tells no order or no priority of the pair; in joint transfer no order is told.
 
     What a sampler is not asked for, it cannot redirect: parameters of enqueued trials, and those
     that a `PartialFixedSampler` around this one fixes (around a `PartialFixedSampler` it works). If
@@ -148,8 +158,10 @@ class TransferSampler(BaseSampler):
                 f"source_param must name parameters here but got {source_param!r}, which depends "
                 "on the trial: pass gate(objective, rule, source_param=...) to optimize()."
             )
+        self._rule = rule
         self._decide = Decider(self._pair_of, audit_fraction)
         self._evidence = Evidence(rule, self._pair_of, objective_index)
+        self._ordering = Ordering(self._pair_of) if isinstance(rule, LearningRule) else None
         self._objective_index = objective_index
         self._tracker = tracker
         self._rng = random.Random(seed)
@@ -161,6 +173,17 @@ class TransferSampler(BaseSampler):
     def __getstate__(self) -> dict[str, Any]:
         # Trials that run, and studies that were met, belong to this process.
         return self.__dict__ | {"_pairs": {}, "_spaces": {}}
+
+    def evidence_of(
+        self,
+        rule: EliminationRule | LearningRule,
+        pair_of: PairParams,
+        objective_index: int | str | None,
+    ) -> Evidence | None:
+        """Share what was learnt with a callback that has the same rule and parameters."""
+        own = (self._pair_of, self._objective_index)
+        alike = rule is self._rule and own == (pair_of, objective_index)
+        return self._evidence if alike else None
 
     def reseed_rng(self) -> None:
         """Reseed this sampler and the base sampler, as Optuna asks of each thread."""
@@ -200,7 +223,7 @@ class TransferSampler(BaseSampler):
             return {param_name: value}
 
         if param_name not in self._pair_of.params:
-            return ask()[param_name]
+            return self._without_repeats(study, trial, ask(), {}, ask)[param_name]
         self._remember(study, {param_name: param_distribution})
         planned = self._pair(study, trial).planned
         if param_name in planned:
@@ -211,7 +234,7 @@ class TransferSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Fix the rule for the trial."""
-        self._pairs.pop((study_key(study), trial.number), None)
+        self._forget(study, trial)
         self._pair(study, trial)
         self._base_sampler.before_trial(study, trial)
 
@@ -224,7 +247,7 @@ class TransferSampler(BaseSampler):
     ) -> None:
         """Mark the trial, which Optuna has not finished yet, and tell the tracker."""
         pair = self._pair(study, trial)
-        del self._pairs[study_key(study), trial.number]
+        self._forget(study, trial)
         # A gate or pruner with the same rule has marked it; another rule's marks say nothing.
         if trial.user_attrs.get(RULE) != self._evidence.fingerprint or (
             ELIMINATED not in trial.user_attrs
@@ -262,8 +285,16 @@ class TransferSampler(BaseSampler):
             stands = not verdict.eliminated
         else:
             stands = self._survives(pair.rule, first, choices)
-        again = _TIMES_ASKED - 1 if isinstance(self._base_sampler, _ASKED_AGAIN) else 0
-        for _ in range(again):
+        audited = verdict is not None and verdict.audit
+        chosen = None
+        if self._ordering is not None and not audited:
+            # Who is not asked again says here which hyperparameters it will be.
+            known = trial.params if self._times_again else trial.params | params
+            chosen = self._ordering.choose(study, trial, pair.rule, first, choices, known)
+        if chosen is not None:
+            params = self._without_repeats(study, trial, params, chosen, ask)
+            proposed, stands = chosen, True
+        for _ in range(self._times_again):
             if stands:
                 break
             params = ask()
@@ -280,6 +311,28 @@ class TransferSampler(BaseSampler):
             write_attributes(study, trial, {REDIRECTED: 1, PROPOSED: _told(verdict)})
         pair.planned = {name: value for name, value in proposed.items() if name in spaces}
         return params | {name: value for name, value in pair.planned.items() if name in params}
+
+    @property
+    def _times_again(self) -> int:
+        return _TIMES_ASKED - 1 if isinstance(self._base_sampler, _ASKED_AGAIN) else 0
+
+    def _without_repeats(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        params: Params,
+        pair: Params,
+        ask: Callable[[], Params],
+    ) -> Params:
+        """Have a pair that was chosen trained at other hyperparameters than before, if we can."""
+        if self._ordering is None or not self._ordering.is_chosen(study, trial):
+            return params
+        return self._ordering.without_repeats(study, trial, params, pair, ask, self._times_again)
+
+    def _forget(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._pairs.pop((study_key(study), trial.number), None)
+        if self._ordering is not None:
+            self._ordering.forget(study, trial)
 
     def _completed(
         self, study: optuna.Study, trial: FrozenTrial, params: Params, spaces: _Spaces

@@ -1,0 +1,338 @@
+"""The pair that a trial gets where a LearningRule says which one is worth most.
+
+What it must satisfy: the same finished and running trials give the same pair in every process and
+after a restart; gains have a baseline to be measured from; and no pair holds the search up, because
+others are running it, because it fails, or because nothing is left to try of it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.order import PairOrder
+from transfer_pruner.tasks import PairParams, task_name
+from transfer_pruner_optuna._private import study_key, whole_study
+from transfer_pruner_optuna.records import ran
+
+_TRIES = 3
+"""Trials without a result after which a pair waits for others, and no more baselines are tried."""
+_LAST = 10**9
+"""More than there can be trials: what is behind by so much comes after what is running."""
+_TAKEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+Params = dict[str, Any]
+Pair = tuple[Any, str]
+"""A source as `PairParams` takes it, and a target."""
+_Setting = frozenset[tuple[str, str]]
+
+
+@dataclass
+class _Tried:
+    """What was tried of a pair: its results, other trials, and settings of how many there are."""
+
+    results: int = 0
+    without_result: int = 0
+    settings: set[_Setting] = field(default_factory=set)
+    possible: float = math.inf
+
+    @property
+    def is_exhausted(self) -> bool:
+        return len(self.settings) >= self.possible
+
+    @property
+    def is_failing(self) -> bool:
+        return not self.results and self.without_result >= _TRIES
+
+
+class History:
+    """What a study has tried of each pair; what has finished is read once.
+
+    Parameters
+    ----------
+    pair_of : PairParams
+    """
+
+    def __init__(self, pair_of: PairParams) -> None:
+        self._pair_of = pair_of
+        self._tried: dict[Pair, _Tried] = {}
+        self._first: int | None = None
+        self._read = 0
+        self._unfinished: list[int] = []
+        self.running: list[FrozenTrial] = []
+
+    def update(self, study: optuna.Study) -> None:
+        """Read what is new in the study."""
+        trials = whole_study(study).get_trials(deepcopy=False)
+        first = trials[0]._trial_id if trials else None
+        if len(trials) < self._read or (self._first is not None and first != self._first):
+            # Another study has come in its place.
+            self.__init__(self._pair_of)  # type: ignore[misc]
+        candidates = [*self._unfinished, *range(self._read, len(trials))]
+        self._first, self._read = first, len(trials)
+        self._unfinished = [i for i in candidates if not trials[i].state.is_finished()]
+        self.running = [
+            trials[i] for i in self._unfinished if trials[i].state == TrialState.RUNNING
+        ]
+        for i in candidates:
+            if trials[i].state.is_finished() and ran(trials[i]):
+                self._add(trials[i])
+
+    def _add(self, trial: FrozenTrial) -> None:
+        if (pair := self.pair(trial.params)) is None:
+            return
+        tried = self._tried.setdefault(pair, _Tried())
+        if trial.state == TrialState.COMPLETE:
+            tried.results += 1
+        else:
+            tried.without_result += 1
+        if trial.state in _TAKEN:
+            tried.settings.add(self._setting(trial.params))
+            of = self._pair_of.hyperparameters(trial.distributions)
+            tried.possible = math.prod(map(_count, of.values()))
+
+    def pair(self, params: Mapping[str, Any]) -> Pair | None:
+        """Take the pair from a trial's parameters, if they have one."""
+        return self._pair_of(params) if self._pair_of.is_in(params) else None
+
+    def needs_baseline(self, target: str) -> bool:
+        """Whether no baseline of the target has a result, and one may still come."""
+        tried = self._tried.get((None, target), _Tried())
+        return not tried.results and not tried.is_failing
+
+    def has_baseline(self, target: str) -> bool:
+        """Whether a baseline of the target has a result."""
+        return self._tried.get((None, target), _Tried()).results > 0
+
+    @property
+    def done(self) -> set[Pair]:
+        """Pairs that were tried at every setting that there is, or that keep failing."""
+        return {
+            pair for pair, tried in self._tried.items() if tried.is_exhausted or tried.is_failing
+        }
+
+    def behind(self, known: Mapping[str, Any], running: Counter[Pair]) -> dict[Any, int]:
+        """Find the pairs that come after others in a trial, and how far they are behind."""
+        setting = self._setting(known)
+        behind = Counter(running)
+        for pair, tried in self._tried.items():
+            if tried.is_failing:
+                behind[pair] += tried.without_result
+            if tried.is_exhausted or setting in tried.settings:
+                behind[pair] += _LAST + tried.results
+        return behind
+
+    def repeats(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial of the same pair has, or had, exactly these parameters."""
+        pair, setting = self.pair(params), self._setting(params)
+        if pair is None:
+            return False
+        return setting in self._tried.get(pair, _Tried()).settings or any(
+            self.pair(trial.params) == pair and self._setting(trial.params) == setting
+            for trial in self.running
+        )
+
+    def _setting(self, params: Mapping[str, Any]) -> _Setting:
+        of = self._pair_of.hyperparameters(params)
+        return frozenset((name, repr(value)) for name, value in of.items())
+
+
+class Ordering:
+    """Chooses pairs by priority, for one sampler.
+
+    Parameters
+    ----------
+    pair_of : PairParams
+        With one parameter for the source: of joint transfer no gains are learnt.
+    """
+
+    def __init__(self, pair_of: PairParams) -> None:
+        self._pair_of = pair_of
+        self._lock = threading.RLock()
+        self._histories: dict[Hashable, History] = {}
+        # Of trials of this process whose parameters are not in the storage yet.
+        self._chosen: dict[tuple[Hashable, int], Pair] = {}
+        # A rule does not change: sorted once after each refit.
+        self._order: tuple[EliminationRule, PairOrder] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_pair_of": self._pair_of}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_pair_of"])  # type: ignore[misc]
+
+    def choose(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        rule: EliminationRule,
+        proposed: Mapping[str, Any],
+        choices: Mapping[str, Sequence[Any]],
+        known: Mapping[str, Any],
+    ) -> Params | None:
+        """Choose the pair's parameters; None if the rule tells no order, or nothing of the pair.
+
+        Parameters
+        ----------
+        study, trial
+        rule : EliminationRule
+            Of this trial.
+        proposed : mapping of str to value
+            What the base sampler proposes: a pair of which no priority is told stands.
+        choices : mapping of str to sequence
+            What the pair's parameters can be; one value where it is fixed.
+        known : mapping of str to value
+            The trial's parameters as far as they stand: a pair that was tried at just these
+            hyperparameters comes after others.
+        """
+        if len(self._pair_of.source_params) != 1:
+            return None
+        with self._lock:
+            history = self._history(study)
+            running = self._running(study, trial, history)
+            of_target = self._pair_of.target_param
+            sources = _by_name(choices[self._pair_of.source_params[0]])
+            targets = _by_name(choices.get(of_target, [self._pair_of.target]))
+            # Chosen when its first half was suggested, whose choices alone were known then.
+            pair = self._chosen.get((study_key(study), trial.number))
+            if pair is None or not _is_among(pair, sources, targets):
+                pair = self._due_baseline(rule, history, running, sources, targets)
+            if pair is None:
+                pair = self._best(rule, history.behind(known, running), proposed, sources, targets)
+            if pair is None:
+                return None
+            self._chosen[study_key(study), trial.number] = pair
+        source, target = pair
+        own = source if source is not None or None in sources else target
+        params = {self._pair_of.source_params[0]: sources[own]}
+        return params if self._pair_of.target else params | {of_target: targets[target]}
+
+    def is_chosen(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial's pair was chosen here."""
+        return (study_key(study), trial.number) in self._chosen
+
+    def without_repeats(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        params: Params,
+        pair: Params,
+        ask: Callable[[], Params],
+        times: int,
+    ) -> Params:
+        """Ask again while the pair has been tried at just these parameters."""
+        with self._lock:
+            history = self._history(study)
+        for _ in range(times):
+            if not history.repeats(trial.params | params | pair):
+                break
+            params = ask()
+        return params
+
+    def forget(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Forget a trial that has ended, or is about to begin."""
+        self._chosen.pop((study_key(study), trial.number), None)
+
+    def _history(self, study: optuna.Study) -> History:
+        history = self._histories.setdefault(study_key(study), History(self._pair_of))
+        history.update(study)
+        return history
+
+    def _running(self, study: optuna.Study, trial: FrozenTrial, history: History) -> Counter[Pair]:
+        running: Counter[Pair] = Counter()
+        for other in history.running:
+            chosen = self._chosen.get((study_key(study), other.number))
+            pair = history.pair(other.params) or chosen
+            if other.number != trial.number and pair is not None:
+                running[pair] += 1
+        return running
+
+    def _due_baseline(
+        self,
+        rule: EliminationRule,
+        history: History,
+        running: Counter[Pair],
+        sources: Mapping[str | None, Any],
+        targets: Mapping[str | None, Any],
+    ) -> Pair | None:
+        if len(sources) == 1 and None not in sources:
+            # Somebody wants this source.
+            return None
+        for target in sorted(name for name in targets if name in rule.targets):
+            can = None in sources or target in sources
+            if can and not running[None, target] and history.needs_baseline(target):
+                return None, target
+        return None
+
+    def _best(
+        self,
+        rule: EliminationRule,
+        behind: Mapping[Any, int],
+        proposed: Mapping[str, Any],
+        sources: Mapping[str | None, Any],
+        targets: Mapping[str | None, Any],
+    ) -> Pair | None:
+        if self._order is None or self._order[0] is not rule:
+            self._order = rule, PairOrder(rule)
+        order = self._order[1]
+        if not order.tells:
+            return None
+        if self._pair_of.is_in(proposed):
+            source, target = self._pair_of(proposed)
+            if isinstance(source, str) and not order.ranks((source, target)):
+                return None
+        return order.best(_names(sources), _names(targets), behind)
+
+
+def searched(study: optuna.Study, name: str) -> set[str] | None:
+    """Find the tasks that a parameter can be in a study; None if no trial tells."""
+    for trial in reversed(whole_study(study).get_trials(deepcopy=False)):
+        space = trial.distributions.get(name)
+        if isinstance(space, CategoricalDistribution):
+            return _names(_by_name(space.choices))
+    return None
+
+
+def _by_name(values: Sequence[Any]) -> dict[str | None, Any]:
+    """Name choices as the rule does; of two of the same name the first counts."""
+    named: dict[str | None, Any] = {}
+    for value in values:
+        named.setdefault(task_name(value), value)
+    return named
+
+
+def _is_among(
+    pair: Pair, sources: Mapping[str | None, Any], targets: Mapping[str | None, Any]
+) -> bool:
+    source, target = pair
+    as_source = source in sources if source is not None else {None, target} & {*sources}
+    return bool(as_source) and target in targets
+
+
+def _names(named: Mapping[str | None, Any]) -> set[str]:
+    return {name for name in named if name is not None}
+
+
+def _count(space: BaseDistribution) -> float:
+    """Count what a parameter can be."""
+    if space.single():
+        return 1
+    if isinstance(space, CategoricalDistribution):
+        return len(space.choices)
+    if isinstance(space, (IntDistribution, FloatDistribution)) and space.step is not None:
+        return math.floor((space.high - space.low) / space.step + 1e-9) + 1
+    return math.inf

@@ -1,0 +1,161 @@
+"""When a search ends by itself: no pair is expected to improve a target any more.
+
+What it must satisfy: it says so from the study's storage alone, so that processes that see the same
+finished trials agree; and where it cannot tell, the search goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.order import PairOrder
+from transfer_pruner.tasks import PairParams, SourceParam, task_name
+from transfer_pruner_optuna._private import study_key, whole_study
+from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.ordering import History, searched
+from transfer_pruner_optuna.records import PREFIX
+from transfer_pruner_optuna.sampler import TransferSampler
+
+SETTLED = PREFIX + "settled"
+
+# Under Optuna's own, so that it is shown where Optuna's messages are.
+_logger = optuna.logging.get_logger("optuna.transfer_pruner")
+
+
+class StopWhenSettled:
+    r"""End a search when no pair is worth another trial, for ``study.optimize(callbacks=[...])``.
+
+    The search is settled if every target that is searched has a baseline with a result, the rule
+    has learnt from a transfer, and
+
+    .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
+
+    over the pairs that survive among the parameters' choices (`Decision.priority`). Pairs that were
+    tried at every setting that there is have no next trial and do not count, nor do pairs whose
+    trials failed three times without a result. A pair without a priority keeps the search going.
+
+    What is eliminated does not count either, though a `LearningRule` may think better of it later.
+    The reason is logged, and written into the study's user attributes as
+    ``transfer_pruner.settled``: ``reason``, ``priority``, ``tolerance`` and ``trials``, the number
+    of trials that had been started. Each process of a search stops itself after its own next trial.
+
+    Parameters
+    ----------
+    rule : LearningRule
+        The one that the study's `TransferSampler` or gate has.
+    tolerance : float
+        :math:`\tau`, 0 or more, in units of the score. The default is a tenth of a percentage point
+        of accuracy or F1, less than what another seed changes; give your own for scores that are
+        not from 0 to 1.
+    source_param, target_param, target, objective_index
+        As for `TransferSampler`.
+
+    Raises
+    ------
+    ValueError
+        If `rule` is no LearningRule, `tolerance` is negative or no number, or `source_param` is not
+        one parameter's name. When a trial has finished, if a study has several objectives and none
+        is chosen.
+    """
+
+    def __init__(
+        self,
+        rule: LearningRule,
+        *,
+        tolerance: float = 0.001,
+        source_param: SourceParam = "source",
+        target_param: str = "target",
+        target: str | None = None,
+        objective_index: int | str | None = None,
+    ) -> None:
+        if not isinstance(rule, LearningRule):
+            raise ValueError(
+                f"rule must be a LearningRule but got {rule!r}: only what learns from the search "
+                "expects less and less of it."
+            )
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be 0 or more but got {tolerance!r}.")
+        self._pair_of = PairParams(source_param, target_param, target)
+        if not self._pair_of.is_named or len(self._pair_of.source_params) != 1:
+            raise ValueError(
+                f"source_param must name one parameter here but got {source_param!r}: of joint "
+                "transfer, and of parameters that depend on the trial, no order is told."
+            )
+        self._rule = rule
+        self._tolerance = float(tolerance)
+        self._objective_index = objective_index
+        self._evidence = Evidence(rule, self._pair_of, objective_index)
+        self._histories: dict[Hashable, History] = {}
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Stop the study if it is settled, and say why."""
+        settled = self.settled(study)
+        if settled is None:
+            return
+        if study.user_attrs.get(SETTLED) != settled:
+            study.set_user_attr(SETTLED, settled)
+        _logger.info(f"The search is settled and stops: {settled['reason']}")
+        study.stop()
+
+    def settled(self, study: optuna.Study) -> dict[str, Any] | None:
+        """Say why the study is settled, as its user attribute does; None if it is not.
+
+        For ask-and-tell loops, which end themselves.
+
+        Parameters
+        ----------
+        study : optuna.Study
+
+        Returns
+        -------
+        dict or None
+            ``reason``, ``priority`` (the highest; left out where no pair has a next trial),
+            ``tolerance`` and ``trials``.
+        """
+        rule = self._current(study)
+        if not rule.settings.get("transfers"):
+            return None
+        history = self._histories.setdefault(study_key(study), History(self._pair_of))
+        history.update(study)
+        sources = searched(study, self._pair_of.source_params[0])
+        targets = self._targets(study)
+        if sources is None or not targets or not all(map(history.has_baseline, targets)):
+            return None
+        done = {pair for pair in history.done if isinstance(pair[0], str)}
+        highest = PairOrder(rule).highest(sources, targets, done)
+        if highest is None or highest > self._tolerance:
+            return None
+        told: dict[str, Any] = {"tolerance": self._tolerance}
+        if math.isfinite(highest):
+            told["priority"] = highest
+            why = (
+                f"of no pair the next trial is expected to improve its target by more than "
+                f"{self._tolerance:g}; the most is {highest:.2g}"
+            )
+        else:
+            why = "every surviving pair has been tried at every setting"
+        learnt = rule.settings["transfers"]
+        told["reason"] = f"{why}; learnt from {learnt} transfers to {len(targets)} targets."
+        told["trials"] = len(whole_study(study).get_trials(deepcopy=False))
+        return told
+
+    def _current(self, study: optuna.Study) -> EliminationRule:
+        """Find the rule of now; a sampler with the same rule has learnt it already."""
+        sampler = study.sampler
+        if isinstance(sampler, TransferSampler):
+            evidence = sampler.evidence_of(self._rule, self._pair_of, self._objective_index)
+            if evidence is not None:
+                return evidence.rule(study)
+        return self._evidence.rule(study)
+
+    def _targets(self, study: optuna.Study) -> set[str] | None:
+        if self._pair_of.target is not None:
+            return {str(task_name(self._pair_of.target))}
+        return searched(study, self._pair_of.target_param)

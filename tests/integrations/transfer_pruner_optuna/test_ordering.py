@@ -1,0 +1,357 @@
+"""The sampler of a rule that learns: the pair that is worth most comes next, whoever is running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from transfer_pruner import EliminationRule, LearningRule, TransferPredictor, estimate_audit
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner_optuna import TransferSampler, records_from_study, transfers_from_study
+from transfer_pruner_optuna.ordering import History
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+TASKS = ["a", "b", "c", "d", "e", "f"]
+Pair = tuple[Any, str]
+
+
+def learning_rule(tasks: list[str] = TASKS, **more: Any) -> LearningRule:
+    """Before anything is measured, later sources are told to be a bit better."""
+    pairs = ordered_pairs(tasks)
+    pairs["attribution_score"] = pairs["source"].map(tasks.index).astype(float)
+    predictor = TransferPredictor(feature_columns=["attribution_score"])
+    return LearningRule(predictor, pairs=pairs, **more)
+
+
+def gain(source: Any, target: str) -> float:
+    """The best source is b, of which attributions think little."""
+    if source in (None, target):
+        return 0.0
+    return {"a": -0.05, "b": 0.1, "c": 0.02, "d": -0.02, "e": 0.04, "f": 0.0}[source]
+
+
+def objective(trial: optuna.Trial) -> float:
+    source = trial.suggest_categorical("source", TASKS)
+    return gain(source, trial.suggest_categorical("target", TASKS))
+
+
+def target_first(trial: optuna.Trial) -> float:
+    target = trial.suggest_categorical("target", TASKS)
+    return gain(trial.suggest_categorical("source", TASKS), target)
+
+
+def pair(trial: FrozenTrial) -> Pair:
+    return trial.params["source"], trial.params["target"]
+
+
+def a_search(
+    searched: Callable[[optuna.Trial], float] = objective,
+    n_trials: int = 20,
+    base: BaseSampler | None = None,
+    direction: str = "maximize",
+    **more: Any,
+) -> list[FrozenTrial]:
+    sampler = TransferSampler(learning_rule(), base or RandomSampler(seed=0), **more)
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    study.optimize(searched, n_trials=n_trials)
+    return study.trials
+
+
+@pytest.mark.parametrize("searched", [objective, target_first])
+def test_baselines_come_first_and_then_the_pair_of_the_highest_priority(
+    searched: Callable[[optuna.Trial], float],
+) -> None:
+    trials = a_search(searched, n_trials=14)
+    assert [pair(trial) for trial in trials[:6]] == [(task, task) for task in TASKS]
+    rule = learning_rule()
+    for trial in trials[6:]:
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(trials[: trial.number])
+        learnt = rule.refitted()
+        if trial.number > 6:
+            learnt = rule.refitted(transfers_from_study(study))
+        table = learnt.table()
+        tried = [pair(before) for before in trials[: trial.number]]
+        left = table[~table["eliminated"]]
+        names = zip(left["source"], left["target"], strict=True)
+        left = left[np.array([named not in tried for named in names])]
+        best = left.sort_values(["priority", "target", "source"], ascending=[False, True, True])
+        assert pair(trial) == (best["source"].iloc[0], best["target"].iloc[0])
+
+
+def test_no_random_number_chooses_a_pair() -> None:
+    orders = [
+        [pair(trial) for trial in a_search(base=base, seed=seed)]
+        for seed, base in enumerate([RandomSampler(seed=5), TPESampler(seed=7), RandomSampler()])
+    ]
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_a_baseline_may_be_no_source_and_the_target_may_be_fixed() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        return gain(trial.suggest_categorical("from", [None, *TASKS[1:]]), "a")
+
+    trials = a_search(searched, 6, source_param="from", target="a")
+    assert trials[0].params["from"] is None
+    assert len({trial.params["from"] for trial in trials}) == 6
+    assert sum(trial.params["from"] is None for trial in trials) == 1
+
+
+def test_a_pair_that_is_exhausted_comes_after_all_others() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        value = objective(trial)
+        return value + 0.001 * trial.suggest_int("layers", 1, 2)
+
+    seen = Counter((*pair(t), t.params["layers"]) for t in a_search(searched, 24))
+    assert max(seen.values()) == 1
+
+
+def test_what_is_suggested_before_the_pair_is_not_trained_with_it_again() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        return 0.001 * trial.suggest_int("layers", 1, 2) + objective(trial)
+
+    seen = Counter((*pair(t), t.params["layers"]) for t in a_search(searched, 24))
+    assert max(seen.values()) == 1
+
+
+def test_enqueued_pairs_stay_and_halves_are_completed_with_the_best() -> None:
+    study = optuna.create_study(
+        direction="maximize", sampler=TransferSampler(learning_rule(), RandomSampler(seed=0))
+    )
+    study.enqueue_trial({"source": "a", "target": "f"})
+    study.enqueue_trial({"source": "c"})
+    study.enqueue_trial({"target": "d"})
+    study.optimize(objective, n_trials=12)
+    assert pair(study.trials[0]) == ("a", "f")
+    assert study.trials[1].params["source"] == "c"
+    assert study.trials[1].params["target"] != "c"
+    assert pair(study.trials[2]) == ("d", "d"), "its baseline"
+    study.enqueue_trial({"target": "d"})
+    study.optimize(objective, n_trials=1)
+    assert study.trials[-1].params["target"] == "d"
+    assert study.trials[-1].params["source"] != "d"
+
+
+def test_a_minimizing_study_finds_the_best_source_too() -> None:
+    losses = a_search(lambda trial: -objective(trial), 20, direction="minimize")
+    scores = a_search(objective, 20)
+    assert [pair(trial) for trial in losses] == [pair(trial) for trial in scores]
+
+
+TWELVE = [f"task{i:02d}" for i in range(12)]
+
+
+def gains_of(seed: int) -> dict[str, float]:
+    gains = np.random.default_rng(seed).permutation(np.linspace(-0.1, 0.1, 12))
+    return dict(zip(TWELVE, gains.tolist(), strict=True))
+
+
+def finished_until_best(sampler: Callable[[], BaseSampler], seed: int) -> int:
+    gains = gains_of(seed)
+
+    def searched(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", TWELVE)
+        target = trial.suggest_categorical("target", TWELVE[:4])
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        effect = 0.0 if source == target else gains[source]
+        return 0.5 + effect - 0.002 * abs(np.log10(lr) + 2.5)
+
+    study = optuna.create_study(direction="maximize", sampler=sampler())
+    best = max(gains.values())
+    study.optimize(
+        searched,
+        n_trials=80,
+        callbacks=[lambda study, trial: study.stop() if trial.value > 0.49 + best else None],
+    )
+    return len(study.trials)
+
+
+def test_the_best_source_is_found_in_fewer_trials_than_by_the_base_sampler_alone() -> None:
+    def ours(seed: int) -> int:
+        pairs = ordered_pairs(TWELVE)
+        noise = np.random.default_rng(seed + 100).normal(0, 0.05, len(pairs))
+        pairs["attribution_score"] = pairs["source"].map(gains_of(seed)) + noise
+        predictor = TransferPredictor(feature_columns=["attribution_score"])
+        rule = LearningRule(predictor, pairs=pairs)
+        return finished_until_best(lambda: TransferSampler(rule, TPESampler(seed=seed)), seed)
+
+    def alone(seed: int) -> int:
+        return finished_until_best(lambda: TPESampler(seed=seed), seed)
+
+    seeds = range(6)
+    assert np.mean([ours(seed) for seed in seeds]) < 0.8 * np.mean([alone(s) for s in seeds])
+
+
+def test_pairs_that_are_running_come_after_others() -> None:
+    study = optuna.create_study(
+        direction="maximize", sampler=TransferSampler(learning_rule(), RandomSampler(seed=0))
+    )
+    # Asked for all at once: none has suggested anything when the next one is asked for.
+    space = {
+        name: optuna.distributions.CategoricalDistribution(TASKS) for name in ("source", "target")
+    }
+    running = [study.ask(space) for _ in range(15)]
+    pairs = [(trial.params["source"], trial.params["target"]) for trial in running]
+    assert len({*pairs}) == 15
+    assert pairs[:6] == [(task, task) for task in TASKS]
+
+
+def test_four_threads_train_no_pair_twice_while_others_wait(tmp_path: Path) -> None:
+    barrier = threading.Barrier(4, timeout=60)
+
+    def searched(trial: optuna.Trial) -> float:
+        value = objective(trial)
+        barrier.wait()
+        return value
+
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path / 'study.db'}",
+        direction="maximize",
+        sampler=TransferSampler(learning_rule(start=0.0), RandomSampler(seed=0)),
+    )
+    study.optimize(searched, n_trials=20, n_jobs=4)
+    assert len({pair(trial) for trial in study.trials}) == 20
+    assert {pair(trial) for trial in study.trials[:8]} > {(task, task) for task in TASKS}
+
+
+def test_all_that_is_left_is_running_and_the_least_taken_is_shared() -> None:
+    def searched(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("source", [None, "b", "c"])
+        trial.suggest_float("lr", 0, 1)
+
+    sampler = TransferSampler(learning_rule(start=0.0), RandomSampler(seed=0), target="a")
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(7):
+        searched(study.ask())
+    assert Counter(t.params["source"] for t in study.trials) == {None: 1, "b": 3, "c": 3}
+
+
+def test_a_pair_or_a_baseline_that_keeps_failing_does_not_hold_the_search_up() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        value = objective(trial)
+        if trial.params["source"] in ("f",) or trial.params == {"source": "c", "target": "c"}:
+            raise MemoryError
+        return value
+
+    study = optuna.create_study(
+        direction="maximize", sampler=TransferSampler(learning_rule(), RandomSampler(seed=0))
+    )
+    study.optimize(searched, n_trials=50, catch=MemoryError)
+    failed = Counter(pair(t) for t in study.trials if t.state == TrialState.FAIL)
+    assert failed["c", "c"] == 3
+    assert max(failed.values()) == 3
+    assert sum(t.state == TrialState.COMPLETE for t in study.trials) > 20
+
+
+WORKER = """
+import os, signal, sys
+import optuna
+sys.path.insert(0, {folder!r})
+from test_ordering import learning_rule, objective, TransferSampler, RandomSampler
+
+def searched(trial):
+    value = objective(trial)
+    if trial.number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+study = optuna.create_study(
+    study_name="s", storage={storage!r}, direction="maximize",
+    sampler=TransferSampler(learning_rule(), RandomSampler(seed=3)),
+)
+study.optimize(searched, n_trials=30)
+"""
+
+
+def test_a_search_that_was_killed_goes_on_in_the_same_order(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    script = textwrap.dedent(WORKER).format(folder=str(Path(__file__).parent), storage=storage)
+    ended = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    study = optuna.load_study(
+        study_name="s",
+        storage=storage,
+        sampler=TransferSampler(learning_rule(), RandomSampler(seed=4)),
+    )
+    assert [t.state for t in study.trials[13:]] == [TrialState.RUNNING]
+    study.tell(13, state=TrialState.FAIL)
+    study.optimize(objective, n_trials=8)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    unbroken = a_search(n_trials=21)
+    assert [pair(trial) for trial in complete] == [pair(trial) for trial in unbroken]
+
+
+def test_audited_proposals_run_as_they_are_beside_what_is_chosen() -> None:
+    sampler = TransferSampler(learning_rule(), RandomSampler(seed=0), audit_fraction=0.9)
+    # Which proposals are drawn follows from the study's name.
+    study = optuna.create_study(study_name="s", direction="maximize", sampler=sampler)
+    study.optimize(objective, n_trials=50)
+    audits = [t for t in study.trials if t.user_attrs.get("transfer_pruner.audit") == 1]
+    assert len(audits) > 2
+    assert all(t.user_attrs["transfer_pruner.eliminated"] == 1 for t in audits)
+    others = [t for t in study.trials if t not in audits]
+    assert all(t.user_attrs["transfer_pruner.eliminated"] == 0 for t in others)
+    assert estimate_audit(records_from_study(study)).trials_audited == len(audits)
+
+
+def test_a_proposal_that_the_rule_does_not_know_stands() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("source", [None, "new", "b", "c"])
+        return 0.0
+
+    sampler = TransferSampler(learning_rule(), RandomSampler(seed=0), target="a")
+    study = optuna.create_study(sampler=sampler)
+    with pytest.warns(match="does not know the pair 'new' -> 'a'"):
+        study.optimize(searched, n_trials=20)
+    assert 2 < sum(t.params["source"] == "new" for t in study.trials) < 12
+
+
+def test_of_joint_transfer_no_order_is_told() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        for name in ("first", "second"):
+            trial.suggest_categorical(name, [None, *TASKS])
+        trial.suggest_categorical("target", TASKS)
+        return 0.0
+
+    def search(rule: LearningRule | EliminationRule) -> list[dict[str, Any]]:
+        sampler = TransferSampler(
+            rule, TPESampler(seed=0), source_param=["first", "second"], seed=0
+        )
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(searched, n_trials=15)
+        return [trial.params for trial in study.trials]
+
+    assert search(learning_rule(refit_every=100)) == search(learning_rule().refitted())
+
+
+def test_what_has_finished_is_read_once() -> None:
+    study = optuna.create_study()
+    history = History(TransferSampler(learning_rule())._pair_of)
+    study.optimize(objective, n_trials=5)
+    history.update(study)
+    live = study.ask()
+    live.suggest_categorical("source", TASKS)
+    live.suggest_categorical("target", TASKS)
+    history.update(study)
+    assert [trial.number for trial in history.running] == [5]
+    study.tell(live, 0.0)
+    history.update(study)
+    history.update(study)
+    assert not history.running
+    assert sum(tried.results for tried in history._tried.values()) == 6

@@ -1,0 +1,101 @@
+"""The order in which a rule's surviving pairs are worth a trial.
+
+What it must satisfy: the same rule gives the same order in every process, and finding the next pair
+costs no look at every pair in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfer_pruner.rule.decision import Decisions, Pair
+from transfer_pruner.rule.elimination import EliminationRule
+
+
+class PairOrder:
+    """Surviving pairs, the highest `Decision.priority` first; ties by target, then by source.
+
+    Parameters
+    ----------
+    rule : EliminationRule
+    """
+
+    def __init__(self, rule: EliminationRule) -> None:
+        self._decisions = Decisions.of(rule.decisions)
+        columns = self._decisions.columns
+        kept = np.flatnonzero(~columns["eliminated"])
+        none = np.full(len(columns["source"]), np.nan)
+        self._priority = columns.get("priority", none)
+        # Rows are ordered by target and source, and a stable sort leaves ties so; NaN comes last.
+        self._rows = kept[np.argsort(-self._priority[kept], kind="stable")]
+
+    @cached_property
+    def tells(self) -> bool:
+        """Whether some pair is worth more than another one."""
+        told = self._priority[self._rows]
+        told = told[~np.isnan(told)]
+        return bool(len(told)) and bool(told[0] > told[-1])
+
+    def ranks(self, pair: Pair) -> bool:
+        """Whether the rule tells what the pair is worth."""
+        row = self._decisions.row(*pair)
+        return row is not None and not np.isnan(self._priority[row])
+
+    def best(
+        self,
+        sources: Collection[str],
+        targets: Collection[str],
+        behind: Mapping[Pair, int] | None = None,
+    ) -> Pair | None:
+        """Find the pair that comes next; None if none survives.
+
+        Parameters
+        ----------
+        sources, targets : collection of str
+            Tasks to choose among.
+        behind : mapping of (source, target) to int, optional
+            Pairs that come after all others of positive priority, those of the lowest number first.
+        """
+        waiting = behind or {}
+        rows = self._among(sources, targets)
+        positive = rows[self._priority[rows] > 0]
+        for row in positive:
+            if self._pair(row) not in waiting:
+                return self._pair(row)
+        left = positive if len(positive) else rows
+        pairs = map(self._pair, left)
+        return min(pairs, key=lambda pair: waiting.get(pair, 0), default=None)
+
+    def highest(
+        self, sources: Collection[str], targets: Collection[str], done: Collection[Pair] = ()
+    ) -> float | None:
+        """Find the highest priority of the pairs that are not done; None where one has none.
+
+        Minus infinity if all are done.
+        """
+        for row in self._unknown_first(self._among(sources, targets)):
+            if self._pair(row) not in done:
+                priority = self._priority.item(row)
+                return None if np.isnan(priority) else priority
+        return -np.inf
+
+    def _unknown_first(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        unknown = np.isnan(self._priority[rows])
+        return np.concatenate([rows[unknown], rows[~unknown]])
+
+    def _among(self, sources: Collection[str], targets: Collection[str]) -> NDArray[np.int64]:
+        codes = {task: code for code, task in enumerate(self._decisions.tasks)}
+        rows = self._rows
+        for side, wanted in (("source", sources), ("target", targets)):
+            allowed = np.zeros(len(codes), dtype=bool)
+            allowed[[codes[task] for task in wanted if task in codes]] = True
+            rows = rows[allowed[self._decisions.columns[side][rows]]]
+        return rows
+
+    def _pair(self, row: int) -> Pair:
+        columns, tasks = self._decisions.columns, self._decisions.tasks
+        return tasks[columns["source"][row]], tasks[columns["target"][row]]
