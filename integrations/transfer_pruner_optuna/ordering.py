@@ -219,7 +219,9 @@ class Ordering:
         source, target = pair
         own = source if source is not None or None in sources else target
         params = {self._pair_of.source_params[0]: sources[own]}
-        return params if self._pair_of.target else params | {of_target: targets[target]}
+        if self._pair_of.target is not None:
+            return params
+        return params | {of_target: targets[target]}
 
     def is_chosen(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial's pair was chosen here."""

@@ -122,6 +122,33 @@ def test_a_pair_that_is_exhausted_comes_after_all_others() -> None:
     assert max(seen.values()) == 1
 
 
+class Stubborn(BaseSampler):
+    """Like a GP that has made up its mind: it proposes all parameters together, always the same."""
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+        return {
+            "source": optuna.distributions.CategoricalDistribution([None, *TASKS[1:]]),
+            "layers": optuna.distributions.IntDistribution(1, 2),
+        }
+
+    def sample_relative(self, *_: Any) -> dict[str, Any]:
+        return {"source": "c", "layers": 2}
+
+    def sample_independent(self, *_: Any) -> Any:
+        raise AssertionError("nothing is left to ask for")
+
+
+def test_a_sampler_that_is_not_asked_again_trains_no_pair_twice_while_others_wait() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", [None, *TASKS[1:]])
+        return gain(source, "a") + 0.01 * trial.suggest_int("layers", 1, 2)
+
+    trials = a_search(searched, 6, Stubborn(), target="a")
+    assert trials[0].params["source"] is None
+    assert len({trial.params["source"] for trial in trials}) == 6
+    assert {trial.params["layers"] for trial in trials} == {2}
+
+
 def test_what_is_suggested_before_the_pair_is_not_trained_with_it_again() -> None:
     def searched(trial: optuna.Trial) -> float:
         return 0.001 * trial.suggest_int("layers", 1, 2) + objective(trial)
