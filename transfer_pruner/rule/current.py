@@ -52,11 +52,23 @@ class _Evidence:
     rule: EliminationRule | None = None
 
 
+def learnt_from(finished: int, refit_every: int) -> int:
+    """Count the trials that a LearningRule has learnt from when so many have finished.
+
+    From one refit to the next are `refit_every` trials, or a fiftieth of those that have finished
+    if that is more: what a long search learns from one trial is little, and what it costs is not.
+    """
+    known, following = 0, refit_every
+    while following <= finished:
+        known, following = following, following + max(refit_every, following // 50)
+    return known
+
+
 class CurrentRule:
     """Finds the rule of now from a search's finished trials.
 
-    A LearningRule learns from the trials in the order in which they finished, rounded down to whole
-    multiples of its ``refit_every``. The refitted rule is held together with the trials that it
+    A LearningRule learns from the trials in the order in which they finished, at fixed counts of
+    them: see `learnt_from`. The refitted rule is held together with the trials that it
     rests on, and made again when those are others: because more have finished, or because one that
     finished earlier elsewhere has only now become visible.
 
@@ -120,7 +132,7 @@ class CurrentRule:
             evidence = self._searches.setdefault(search, _Evidence())
             for trial in newly_finished:
                 self._add(evidence, trial)
-            count = len(evidence.finished) // self._given.refit_every * self._given.refit_every
+            count = learnt_from(len(evidence.finished), self._given.refit_every)
             if evidence.rule is None or count != evidence.learnt_from:
                 records = [trial.record for trial in evidence.finished[:count]]
                 evidence.rule = self._refitted(self._given, records)

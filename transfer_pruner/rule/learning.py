@@ -65,7 +65,8 @@ class LearningRule:
     min_probability : float in [0, 1)
         p.
     refit_every : int
-        Finished trials from one refit to the next. More than 1, it is also the transfers that the
+        Finished trials from one refit to the next; in a long search a fiftieth of those that have
+        finished, if that is more. More than 1, it is also the transfers that the
         elimination by the posterior takes, which are 20 else.
     min_targets : int
         Targets with a measured transfer that the elimination by the posterior takes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from transfer_pruner import (
     TrialRecord,
 )
 from transfer_pruner.pairs import ordered_pairs
-from transfer_pruner.rule.current import CurrentRule, Finished
+from transfer_pruner.rule.current import CurrentRule, Finished, learnt_from
 
 TASKS = ("a", "b", "c")
 
@@ -78,6 +79,16 @@ def test_it_learns_in_whole_steps_only() -> None:
     changed = [n + 1 for n in range(1, len(rules)) if rules[n] is not rules[n - 1]]
     # The first three trials hold two transfers: too few to eliminate by, but they give an order.
     assert changed == [3, 6, 9, 12]
+
+
+def test_a_long_search_learns_at_counts_that_grow() -> None:
+    assert [learnt_from(n, 1) for n in range(50)] == list(range(50))
+    assert [learnt_from(n, 20) for n in (0, 19, 20, 39, 999, 1000)] == [0, 0, 20, 20, 980, 1000]
+    counts = {learnt_from(n, 1) for n in range(5000)}
+    assert len(counts) < 320
+    known = sorted(counts)
+    assert all(later - count <= max(1, count / 50) for count, later in pairwise(known))
+    assert all(learnt_from(count, 1) == count for count in counts), "whoever counts, and whenever"
 
 
 def test_each_search_learns_for_itself_and_is_forgotten_alone() -> None:
