@@ -14,12 +14,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 
 from transfer_pruner import TaskEmbedding
 from transfer_pruner.pairs import ordered_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+# A machine that others share takes its time; a test that hangs has pytest's own limit.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 MakeEmbedding = Callable[..., TaskEmbedding]
 SENTENCES = (
