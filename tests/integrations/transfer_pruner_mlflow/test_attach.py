@@ -185,7 +185,12 @@ def test_the_callback_of_transformers_keeps_its_run_and_parameters(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     integrations = pytest.importorskip("transformers.integrations")
-    model = transformers.PreTrainedModel(transformers.PretrainedConfig(hidden_size=16))
+
+    # Of its base class itself transformers would remember what it finds out, for all its heirs.
+    class Model(transformers.PreTrainedModel):  # type: ignore[name-defined, misc]
+        pass
+
+    model = Model(transformers.PretrainedConfig(hidden_size=16))
     # Transformers' own TrainingArguments take accelerate; of them, the callback reads these two.
     arguments = SimpleNamespace(run_name="fine-tuning", to_dict=lambda: {"learning_rate": 0.1})
     state, control = transformers.TrainerState(), transformers.TrainerControl()
