@@ -35,7 +35,7 @@ from transfer_pruner_optuna._private import (
 )
 from transfer_pruner_optuna.branches import Branches
 from transfer_pruner_optuna.evidence import Evidence
-from transfer_pruner_optuna.records import check_objective, marks_of, ran
+from transfer_pruner_optuna.records import check_objective, marks_of, never_ran
 from transfer_pruner_optuna.trial import PairEliminated, WatchedTrial, suggest
 
 Value = float | Sequence[float]
@@ -182,7 +182,7 @@ class _Gate:
             return self._objective(trial)
         study = trial.study
         self._evidence.meet(study)
-        tolerate_eliminated_trials(study.sampler, lambda frozen: not ran(frozen))
+        tolerate_eliminated_trials(study.sampler, never_ran)
         # One rule for the whole trial: others may finish, and a learning rule refit, meanwhile.
         rule = self._evidence.rule(study)
         if self._space is not None:

@@ -20,7 +20,7 @@ from transfer_pruner_optuna._private import (
     write_attributes,
 )
 from transfer_pruner_optuna.evidence import Evidence
-from transfer_pruner_optuna.records import marks_of, ran
+from transfer_pruner_optuna.records import marks_of, never_ran
 
 
 class TransferPruner(BasePruner):
@@ -99,7 +99,7 @@ class TransferPruner(BasePruner):
         """Decide on a trial and mark it; None if it has no pair."""
         self._pair_of.check(trial.params)
         self._evidence.meet(study)
-        tolerate_eliminated_trials(study.sampler, lambda frozen: not ran(frozen))
+        tolerate_eliminated_trials(study.sampler, never_ran)
         verdict = self._decide(
             self._evidence.rule(study),
             trial.params,

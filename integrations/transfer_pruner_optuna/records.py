@@ -224,6 +224,11 @@ def ran(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE or not eliminated
 
 
+def never_ran(trial: FrozenTrial) -> bool:
+    """Whether a trial was eliminated before its objective trained; a function, so it is pickled."""
+    return not ran(trial)
+
+
 def _seconds(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration is not None else 0.0
 

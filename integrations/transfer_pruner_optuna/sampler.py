@@ -46,7 +46,14 @@ from transfer_pruner_optuna._private import (
 from transfer_pruner_optuna.callback import tell_tracker
 from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.ordering import Ordering
-from transfer_pruner_optuna.records import ELIMINATED, PROPOSED, REDIRECTED, RULE, marks_of, ran
+from transfer_pruner_optuna.records import (
+    ELIMINATED,
+    PROPOSED,
+    REDIRECTED,
+    RULE,
+    marks_of,
+    never_ran,
+)
 
 # Optuna promises samplers one sample_relative a trial: of its own, these are cheap and lose nothing
 # when they are asked more often. GPSampler takes seconds and comes back to pairs like the last one.
@@ -438,7 +445,7 @@ class TransferSampler(BaseSampler):
             whole = whole_study(study)
             if study_key(study) not in self._spaces:
                 self._spaces[study_key(study)] = {}
-                tolerate_eliminated_trials(self._base_sampler, lambda frozen: not ran(frozen))
+                tolerate_eliminated_trials(self._base_sampler, never_ran)
             self._evidence.meet(whole)
             rule = self._evidence.rule(whole)
             self._pairs[key] = _PairOfTrial(rule, trial.system_attrs.get("fixed_params", {}))

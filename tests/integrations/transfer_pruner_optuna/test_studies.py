@@ -293,6 +293,21 @@ def test_constraints_that_read_what_the_objective_stores(
     assert study.best_trial.user_attrs["memory"] == 0.5
 
 
+def memory_of(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:
+    return (trial.user_attrs["memory"] - 1.0,)
+
+
+def test_a_study_with_constraints_is_pickled_behind_a_gate_as_without_one() -> None:
+    sampler = optuna.samplers.NSGAIISampler(seed=0, constraints_func=memory_of)
+    study = optuna.create_study(sampler=sampler)
+    study.enqueue_trial({"source": "b", "target": "d"})
+    study.optimize(gate(suggest_and_zero, a_rule()), n_trials=1)
+    copy = pickle.loads(pickle.dumps(study))  # noqa: S301
+    copy.enqueue_trial({"source": "c", "target": "d"})
+    copy.optimize(gate(suggest_and_zero, a_rule()), n_trials=1)
+    assert len(pruned(copy)) == 2
+
+
 def test_constraints_that_fail_on_a_trial_that_trained_are_the_users_to_mend() -> None:
     def constraints(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:
         return (trial.user_attrs["memory"],)
