@@ -43,7 +43,7 @@ bench-attribution: setup ## Compare one sweep over all layers with Captum's walk
 	$(BIN)/python examples/bench_attribution.py
 
 bench-trec-is: setup ## Analyse the transfers that were measured on TREC-IS.
-	OMP_NUM_THREADS=1 $(BIN)/python examples/trec_is/analyse.py --ways sequential joint --regimes target source both --splits test shifted
+	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/analyse.py --ways sequential joint --regimes target source both --splits test shifted
 
 wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
 	rm -rf dist build .venv-wheel

@@ -32,7 +32,7 @@ def train_pair(config: dict, models: dict[str, digits.Network]) -> None:
 
 def main() -> None:
     # Workers import digits.py too, wherever they run.
-    here = {"working_dir": str(Path(__file__).parent), "excludes": ["trec_is"]}
+    here = {"working_dir": str(Path(__file__).parent), "excludes": ["text_transfer"]}
     ray.init(runtime_env=here, log_to_driver=False)
     models = {task: digits.source_model(task) for task in TASKS}
     embeddings = {

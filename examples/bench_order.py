@@ -5,7 +5,7 @@
 
 A search for each target: its two baselines first, then one pair after the other, each at the
 learning rate that is best so far of those that the pair lacks. The score of a trial is the dev
-score that was measured (examples/trec_is/transfers-4.csv, mean over seeds), so that nothing is
+score that was measured (text_transfer/transfers-4.csv, mean over seeds), so that nothing is
 trained and every search is deterministic. Of a `LearningRule` the next pair is the one of the
 highest priority; of the others sources are taken in a fixed order. Test scores are those of the
 trial that is best on dev.
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from transfer_pruner import LearningRule, TransferPredictor
 
-HERE = Path(__file__).parent / "trec_is"
+HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
 from scores import ATTRIBUTIONS, columns_of  # noqa: E402
 from table import LOOKED, Measured, load  # noqa: E402

@@ -4,7 +4,7 @@
     python examples/bench_samplers.py --targets Location Weather --seeds 3
 
 One study for each target: the source, or none, and the learning rate, 50 settings in all. The
-objective looks up the dev score that was measured (examples/trec_is/transfers-4.csv, mean over
+objective looks up the dev score that was measured (text_transfer/transfers-4.csv, mean over
 seeds), so that a search takes no training. The rule keeps k of 24 sources: eight by attributions,
 from predictions that never saw a transfer to the target, and of these those whose source models
 score best on the target's dev texts as they are (`EliminationRule.refine`). Where it says learning
@@ -37,7 +37,7 @@ from transfer_pruner import EliminationRule, LearningRule
 from transfer_pruner_optuna import gate
 from transfer_pruner_optuna.sampler import TransferSampler
 
-HERE = Path(__file__).parent / "trec_is"
+HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
 from analyse import interval  # noqa: E402
 from scores import all_scores  # noqa: E402

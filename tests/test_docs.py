@@ -30,9 +30,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md"))
-TEXTS = [*PAGES, "README.md", "CONTRIBUTING.md", "examples/trec_is/README.md"]
+TEXTS = [*PAGES, "README.md", "CONTRIBUTING.md", "examples/text_transfer/README.md"]
 MEASURED = [
-    *("README.md", "CONTRIBUTING.md", "examples/trec_is/README.md"),
+    *("README.md", "CONTRIBUTING.md", "examples/text_transfer/README.md"),
     *("docs/optuna.md", "docs/ray.md", "docs/mlflow.md"),
 ]
 QUOTING = ["index", "which-adapter", "how-it-works", "trust", "peers", "faq"]

@@ -28,7 +28,7 @@ def suggest_pairs(
     the target: what one pair teaches of a source's popularity holds for every target. The form of
     an upper confidence bound; ours. On TREC-IS it found the good sources of the measured targets
     in a quarter of the pairs that random choice took; the ranking of other targets was learnt as
-    fast at random (examples/trec_is/README.md).
+    fast at random (examples/text_transfer/README.md).
 
     Parameters
     ----------

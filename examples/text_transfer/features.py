@@ -1,6 +1,6 @@
 """What can be known of every pair before it trains: attributions, and what others go by.
 
-    python examples/trec_is/features.py --train train.csv --test test.csv --out trec-is-output
+    python examples/text_transfer/features.py --train train.csv --test test.csv --out trec-is-4
 
 For every seed, of the source models that measure.py left in the folder and of each target's model
 that was trained on its few labels (the single-task baseline): their attributions on shared probe

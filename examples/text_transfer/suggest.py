@@ -1,6 +1,6 @@
 """How few pairs teach the ranking? suggest_pairs against pairs at random, on the measured table.
 
-    python examples/trec_is/suggest.py
+    python examples/text_transfer/suggest.py
 
 Twenty targets' pairs are measured in rounds (looked up: the mean of the seeds' gains on dev). After
 each, the predictor that learnt from them ranks the sources of the five other targets, and is judged

