@@ -156,7 +156,7 @@ class DecidedPairs:
         return self._decisions.rows_of(None if target is None else str(task_name(target)))
 
     def table(self) -> pd.DataFrame:
-        """Every decision: source, target, eliminated, score, probability, reason.
+        """Every decision: source, target, eliminated, score, probability, reason, priority.
 
         By target, the best-scored first.
         """

@@ -45,7 +45,9 @@ class Decision:
     priority : float
         How much the pair's next trial is worth; NaN where the rule tells no order. Of a
         `LearningRule` the expected improvement over the target's best, in units of the score
-        (before anything was measured, in standard deviations of the gain).
+        (before anything was measured, in standard deviations of the gain). Of any other rule the
+        order of its scores, kept pairs first: the share of the target's scored pairs that come no
+        earlier, in (0, 1].
     """
 
     eliminated: bool
@@ -151,6 +153,30 @@ class Decisions(Mapping[Pair, Decision]):
         }
         return cls(list(tasks), list(whys), arrays)
 
+    @cached_property
+    def priority(self) -> FloatArray:
+        """Priority of every row: as given, else by kept or not and score within each target."""
+        columns = self.columns
+        if "priority" in columns:
+            given: FloatArray = columns["priority"]
+            return given
+        score, target = columns["score"], columns["target"]
+        # What is not scored comes last, and has no place. Kept pairs come first even so: those of a
+        # rule that was refined are scored by something else than those that it eliminated.
+        keys = score, ~columns["eliminated"], np.isnan(score), target
+        order = np.lexsort(keys)
+        # Equal scores are worth the same: all take the place of the last of them.
+        last = np.ones(len(order), dtype=bool)
+        last[:-1] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+        ends = np.flatnonzero(last)
+        place = ends[np.searchsorted(ends, np.arange(len(order)))]
+        start = np.asarray(self._start)
+        scored = np.bincount(target[~np.isnan(score)], minlength=len(self.tasks))
+        priority = np.empty(len(order))
+        of_target = target[order]
+        priority[order] = (place - start[of_target] + 1) / np.maximum(scored[of_target], 1)
+        return np.where(np.isnan(score), math.nan, priority)
+
     def row(self, source: str, target: str) -> int | None:
         """Find the row of a pair; None if there is none."""
         s, t = self._code.get(source), self._code.get(target)
@@ -164,7 +190,7 @@ class Decisions(Mapping[Pair, Decision]):
         """Make the decision of a row."""
         columns = self.columns
         score, probability = columns["score"].item(row), columns["probability"].item(row)
-        priority = columns["priority"].item(row) if "priority" in columns else math.nan
+        priority = self.priority.item(row)
         return Decision(
             columns["eliminated"].item(row),
             # One NaN, which is equal to itself where decisions are compared.
@@ -230,7 +256,7 @@ class Decisions(Mapping[Pair, Decision]):
                 "target": tasks[columns["target"]],
                 **{name: columns[name] for name in ("eliminated", "score", "probability")},
                 "reason": np.array([*map(self._reason, *of_reason), None], dtype=object)[:-1],
-                "priority": columns.get("priority", np.full(len(order), math.nan)),
+                "priority": self.priority[order],
             }
         )
 

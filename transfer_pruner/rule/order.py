@@ -28,8 +28,7 @@ class PairOrder:
         self._decisions = Decisions.of(rule.decisions)
         columns = self._decisions.columns
         kept = np.flatnonzero(~columns["eliminated"])
-        none = np.full(len(columns["source"]), np.nan)
-        self._priority = columns.get("priority", none)
+        self._priority = self._decisions.priority
         # Rows are ordered by target and source, and a stable sort leaves ties so; NaN comes last.
         self._rows = kept[np.argsort(-self._priority[kept], kind="stable")]
 

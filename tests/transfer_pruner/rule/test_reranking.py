@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def kept_pairs(rule: EliminationRule) -> set[tuple[str, str]]:
     return pairs_of(rule, eliminated=False)
 
 
+def decided(rule: EliminationRule, source: str, target: str) -> Decision:
+    """What the rule decides, its place in the order aside."""
+    return replace(rule.decide(source, target), priority=math.nan)
+
+
 def scores_of(rule: EliminationRule) -> pd.DataFrame:
     rows = [(s, t, STRENGTH[s]) for s, t in sorted(kept_pairs(rule))]
     return pd.DataFrame(rows, columns=["source", "target", "score"])
@@ -61,9 +67,14 @@ def test_only_kept_pairs_are_scored_and_the_best_of_them_stay() -> None:
             STRENGTH[best],
             math.nan,
             f"rank 1 of 3 for {target} by proxy score; the rule keeps 1",
+            priority=1.0,
         )
+        # Whatever proxy scores are beside attribution scores: what is kept comes first.
+        table = rule.table()[rule.table()["target"] == target]
+        looked_at = table["reason"].str.contains("by proxy score")
+        assert table["priority"][looked_at].min() > table["priority"][~looked_at].max()
     for pair in pairs_of(FIRST, eliminated=True):
-        assert rule.decide(*pair) == FIRST.decide(*pair)
+        assert decided(rule, *pair) == decided(FIRST, *pair)
     assert rule.settings == {"rule": "refine", "k": 1, "first": FIRST.settings}
 
 
@@ -99,7 +110,7 @@ def test_pairs_without_a_proxy_score_stay_kept_and_are_counted(as_table: bool) -
         rule = FIRST.refine(scores, k=0)
     assert len(warned) == 1
     assert kept_pairs(rule) == {pair for pair in kept_pairs(FIRST) if pair[0] in "ab"}
-    assert rule.decide("a", "e") == FIRST.decide("a", "e")
+    assert decided(rule, "a", "e") == decided(FIRST, "a", "e")
 
 
 def test_a_proxy_score_that_fails_costs_its_own_pair_only() -> None:

@@ -58,12 +58,12 @@ def test_a_file_of_0_1_decides_as_it_did(tmp_path: Path) -> None:
     assert rule.settings == {"rule": "top_k", "k": 1}
     expected = {
         ("a", "ü b"): Decision(False, math.nan, math.nan, "no score: kept"),
-        ("b", "a"): Decision(False, 0.1, 0.75, "rank 1 of 2 for a; the rule keeps 1"),
-        ("b", "ü b"): Decision(True, -3.0, 0.25, "rank 1 of 1 for ü b; the rule keeps 0"),
+        ("b", "a"): Decision(False, 0.1, 0.75, "rank 1 of 2 for a; the rule keeps 1", 1.0),
+        ("b", "ü b"): Decision(True, -3.0, 0.25, "rank 1 of 1 for ü b; the rule keeps 0", 0.5),
         ("c", "a"): Decision(
-            True, -0.30000000000000004, math.nan, "rank 2 of 2 for a; the rule keeps 1"
+            True, -0.30000000000000004, math.nan, "rank 2 of 2 for a; the rule keeps 1", 0.5
         ),
-        ("c", "ü b"): Decision(True, 1e-300, math.nan, "as told, rank 2 of 2 for nobody"),
+        ("c", "ü b"): Decision(True, 1e-300, math.nan, "as told, rank 2 of 2 for nobody", 1.0),
     }
     assert dict(rule.decisions) == expected
     rule.save(tmp_path)
@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_rule_of_before_and_no_litter(
 def test_priorities_are_saved_where_there_are_any(tmp_path: Path) -> None:
     without = {("a", "b"): Decision(False, 0.5, math.nan, "kept")}
     ordered = {("a", "b"): Decision(False, 0.5, math.nan, "kept", 0.25)}
-    for decisions, priority in ((without, math.nan), (ordered, 0.25)):
+    for decisions, priority in ((without, 1.0), (ordered, 0.25)):
         rule = EliminationRule(decisions, {})
         rule.save(tmp_path)
         loaded = EliminationRule.load(tmp_path)
