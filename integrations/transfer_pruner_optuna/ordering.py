@@ -1,8 +1,7 @@
 """The pair that a trial gets where a LearningRule says which one is worth most.
 
-What it must satisfy: the same finished and running trials give the same pair in every process and
-after a restart; gains have a baseline to be measured from; and no pair holds the search up, because
-others are running it, because it fails, or because nothing is left to try of it.
+What it must satisfy: the study is read once, and the pair follows from its storage alone, up to
+trials of this process whose parameters are not in there yet.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -24,42 +22,15 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.order import PairOrder
+from transfer_pruner.rule.tried import NextPair, Pair, Setting, TriedPairs, setting_of
 from transfer_pruner.tasks import PairParams, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.records import ran
 
-_TRIES = 3
-"""Trials without a result after which a pair waits for others, and no more baselines are tried."""
-_LAST = 10**9
-"""More than there can be trials: what is behind by so much comes after what is running."""
-_TAKEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-
 Params = dict[str, Any]
-Pair = tuple[Any, str]
-"""A source as `PairParams` takes it, and a target."""
-_Setting = frozenset[tuple[str, str]]
 
 
-@dataclass
-class _Tried:
-    """What was tried of a pair: its results, other trials, and settings of how many there are."""
-
-    results: int = 0
-    without_result: int = 0
-    settings: set[_Setting] = field(default_factory=set)
-    possible: float = math.inf
-
-    @property
-    def is_exhausted(self) -> bool:
-        return len(self.settings) >= self.possible
-
-    @property
-    def is_failing(self) -> bool:
-        return not self.results and self.without_result >= _TRIES
-
-
-class History:
+class History(TriedPairs):
     """What a study has tried of each pair; what has finished is read once.
 
     Parameters
@@ -68,8 +39,8 @@ class History:
     """
 
     def __init__(self, pair_of: PairParams) -> None:
+        super().__init__()
         self._pair_of = pair_of
-        self._tried: dict[Pair, _Tried] = {}
         self._first: int | None = None
         self._read = 0
         self._unfinished: list[int] = []
@@ -93,62 +64,33 @@ class History:
                 self._add(trials[i])
 
     def _add(self, trial: FrozenTrial) -> None:
-        if (pair := self.pair(trial.params)) is None:
-            return
-        tried = self._tried.setdefault(pair, _Tried())
-        if trial.state == TrialState.COMPLETE:
-            tried.results += 1
-        else:
-            tried.without_result += 1
-        if trial.state in _TAKEN:
-            tried.settings.add(self._setting(trial.params))
-            of = self._pair_of.hyperparameters(trial.distributions)
-            tried.possible = math.prod(map(_count, of.values()))
+        if (pair := self.pair(trial.params)) is not None:
+            spaces = self._pair_of.hyperparameters(trial.distributions)
+            self.add(
+                pair,
+                self.setting(trial.params),
+                has_result=trial.state == TrialState.COMPLETE,
+                has_failed=trial.state == TrialState.FAIL,
+                possible=math.prod(map(_count, spaces.values())),
+            )
 
     def pair(self, params: Mapping[str, Any]) -> Pair | None:
         """Take the pair from a trial's parameters, if they have one."""
         return self._pair_of(params) if self._pair_of.is_in(params) else None
 
-    def needs_baseline(self, target: str) -> bool:
-        """Whether no baseline of the target has a result, and one may still come."""
-        tried = self._tried.get((None, target), _Tried())
-        return not tried.results and not tried.is_failing
-
-    def has_baseline(self, target: str) -> bool:
-        """Whether a baseline of the target has a result."""
-        return self._tried.get((None, target), _Tried()).results > 0
-
-    @property
-    def done(self) -> set[Pair]:
-        """Pairs that were tried at every setting that there is, or that keep failing."""
-        return {
-            pair for pair, tried in self._tried.items() if tried.is_exhausted or tried.is_failing
-        }
-
-    def behind(self, known: Mapping[str, Any], running: Counter[Pair]) -> dict[Any, int]:
-        """Find the pairs that come after others in a trial, and how far they are behind."""
-        setting = self._setting(known)
-        behind = Counter(running)
-        for pair, tried in self._tried.items():
-            if tried.is_failing:
-                behind[pair] += tried.without_result
-            if tried.is_exhausted or setting in tried.settings:
-                behind[pair] += _LAST + tried.results
-        return behind
+    def setting(self, params: Mapping[str, Any]) -> Setting:
+        """Take the hyperparameters from a trial's parameters."""
+        return setting_of(self._pair_of.hyperparameters(params))
 
     def repeats(self, params: Mapping[str, Any]) -> bool:
         """Whether a trial of the same pair has, or had, exactly these parameters."""
-        pair, setting = self.pair(params), self._setting(params)
+        pair, setting = self.pair(params), self.setting(params)
         if pair is None:
             return False
-        return setting in self._tried.get(pair, _Tried()).settings or any(
-            self.pair(trial.params) == pair and self._setting(trial.params) == setting
+        return self.has(pair, setting) or any(
+            self.pair(trial.params) == pair and self.setting(trial.params) == setting
             for trial in self.running
         )
-
-    def _setting(self, params: Mapping[str, Any]) -> _Setting:
-        of = self._pair_of.hyperparameters(params)
-        return frozenset((name, repr(value)) for name, value in of.items())
 
 
 class Ordering:
@@ -166,8 +108,7 @@ class Ordering:
         self._histories: dict[Hashable, History] = {}
         # Of trials of this process whose parameters are not in the storage yet.
         self._chosen: dict[tuple[Hashable, int], Pair] = {}
-        # A rule does not change: sorted once after each refit.
-        self._order: tuple[EliminationRule, PairOrder] | None = None
+        self._next = NextPair()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_pair_of": self._pair_of}
@@ -210,9 +151,15 @@ class Ordering:
             # Chosen when its first half was suggested, whose choices alone were known then.
             pair = self._chosen.get((study_key(study), trial.number))
             if pair is None or not _is_among(pair, sources, targets):
-                pair = self._due_baseline(rule, history, running, sources, targets)
-            if pair is None:
-                pair = self._best(rule, history.behind(known, running), proposed, sources, targets)
+                pair = self._next(
+                    rule,
+                    history,
+                    history.setting(known),
+                    running,
+                    sources=sources,
+                    targets=_names(targets),
+                    instead_of=history.pair(proposed),
+                )
             if pair is None:
                 return None
             self._chosen[study_key(study), trial.number] = pair
@@ -262,42 +209,6 @@ class Ordering:
             if other.number != trial.number and pair is not None:
                 running[pair] += 1
         return running
-
-    def _due_baseline(
-        self,
-        rule: EliminationRule,
-        history: History,
-        running: Counter[Pair],
-        sources: Mapping[str | None, Any],
-        targets: Mapping[str | None, Any],
-    ) -> Pair | None:
-        if len(sources) == 1 and None not in sources:
-            # Somebody wants this source.
-            return None
-        for target in sorted(name for name in targets if name in rule.targets):
-            can = None in sources or target in sources
-            if can and not running[None, target] and history.needs_baseline(target):
-                return None, target
-        return None
-
-    def _best(
-        self,
-        rule: EliminationRule,
-        behind: Mapping[Any, int],
-        proposed: Mapping[str, Any],
-        sources: Mapping[str | None, Any],
-        targets: Mapping[str | None, Any],
-    ) -> Pair | None:
-        if self._order is None or self._order[0] is not rule:
-            self._order = rule, PairOrder(rule)
-        order = self._order[1]
-        if not order.tells:
-            return None
-        if self._pair_of.is_in(proposed):
-            source, target = self._pair_of(proposed)
-            if isinstance(source, str) and not order.ranks((source, target)):
-                return None
-        return order.best(_names(sources), _names(targets), behind)
 
 
 def searched(study: optuna.Study, name: str) -> set[str] | None:

@@ -6,7 +6,6 @@ finished trials agree; and where it cannot tell, the search goes on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -15,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner.rule.order import PairOrder
+from transfer_pruner.rule.settled import check_stopping, settled
 from transfer_pruner.tasks import PairParams, SourceParam, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.evidence import Evidence
@@ -75,21 +74,9 @@ class StopWhenSettled:
         target: str | None = None,
         objective_index: int | str | None = None,
     ) -> None:
-        if not isinstance(rule, LearningRule):
-            raise ValueError(
-                f"rule must be a LearningRule but got {rule!r}: only what learns from the search "
-                "expects less and less of it."
-            )
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance must be 0 or more but got {tolerance!r}.")
         self._pair_of = PairParams(source_param, target_param, target)
-        if not self._pair_of.is_named or len(self._pair_of.source_params) != 1:
-            raise ValueError(
-                f"source_param must name one parameter here but got {source_param!r}: of joint "
-                "transfer, and of parameters that depend on the trial, no order is told."
-            )
+        self._tolerance = check_stopping(rule, tolerance, self._pair_of)
         self._rule = rule
-        self._tolerance = float(tolerance)
         self._objective_index = objective_index
         self._evidence = Evidence(rule, self._pair_of, objective_index)
         self._histories: dict[Hashable, History] = {}
@@ -119,31 +106,15 @@ class StopWhenSettled:
             ``reason``, ``priority`` (the highest; left out where no pair has a next trial),
             ``tolerance`` and ``trials``.
         """
-        rule = self._current(study)
-        if not rule.settings.get("transfers"):
-            return None
         history = self._histories.setdefault(study_key(study), History(self._pair_of))
         history.update(study)
         sources = searched(study, self._pair_of.source_params[0])
         targets = self._targets(study)
-        if sources is None or not targets or not all(map(history.has_baseline, targets)):
+        if sources is None or targets is None:
             return None
-        done = {pair for pair in history.done if isinstance(pair[0], str)}
-        highest = PairOrder(rule).highest(sources, targets, done)
-        if highest is None or highest > self._tolerance:
-            return None
-        told: dict[str, Any] = {"tolerance": self._tolerance}
-        if math.isfinite(highest):
-            told["priority"] = highest
-            why = (
-                f"of no pair the next trial is expected to improve its target by more than "
-                f"{self._tolerance:g}; the most is {highest:.2g}"
-            )
-        else:
-            why = "every surviving pair has been tried at every setting"
-        learnt = rule.settings["transfers"]
-        told["reason"] = f"{why}; learnt from {learnt} transfers to {len(targets)} targets."
-        told["trials"] = len(whole_study(study).get_trials(deepcopy=False))
+        told = settled(self._current(study), history, sources, targets, self._tolerance)
+        if told is not None:
+            told["trials"] = len(whole_study(study).get_trials(deepcopy=False))
         return told
 
     def _current(self, study: optuna.Study) -> EliminationRule:

@@ -1,0 +1,97 @@
+"""What a search has tried of each pair, and which pair is next."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from transfer_pruner import Decision, EliminationRule
+from transfer_pruner.rule.tried import NextPair, Pair, TriedPairs, setting_of
+
+TASKS = ["a", "b", "t"]
+LOW, HIGH = setting_of({"lr": 0.1}), setting_of({"lr": 1.0})
+
+
+def rule(a: float = 0.2, b: float = 0.1) -> EliminationRule:
+    """Sources a and b of the target t, and what each is worth."""
+    worth = {("a", "t"): a, ("b", "t"): b}
+    return EliminationRule(
+        {pair: Decision(False, 0.0, 0.5, "", priority) for pair, priority in worth.items()}, {}
+    )
+
+
+def pair_next(tried: TriedPairs, *running: Pair, lr: float = 0.1) -> Pair | None:
+    return NextPair()(
+        rule(), tried, setting_of({"lr": lr}), Counter(running), sources=TASKS, targets=["t"]
+    )
+
+
+def with_baseline() -> TriedPairs:
+    tried = TriedPairs()
+    tried.add((None, "t"), LOW, has_result=True)
+    return tried
+
+
+def test_the_baseline_comes_first_and_is_not_started_twice() -> None:
+    tried = TriedPairs()
+    assert pair_next(tried) == (None, "t")
+    assert pair_next(tried, (None, "t")) == ("a", "t")
+    tried.add((None, "t"), LOW, has_result=False, has_failed=True)
+    assert pair_next(tried) == (None, "t")
+    tried.add((None, "t"), LOW, has_result=True)
+    assert tried.has_baseline("t")
+    assert pair_next(tried) == ("a", "t")
+
+
+def test_a_baseline_that_keeps_failing_holds_nothing_up() -> None:
+    tried = TriedPairs()
+    for _ in range(3):
+        tried.add((None, "t"), LOW, has_result=False, has_failed=True)
+    assert pair_next(tried) == ("a", "t")
+
+
+def test_what_is_running_comes_last() -> None:
+    tried = with_baseline()
+    assert pair_next(tried, ("a", "t")) == ("b", "t")
+    assert pair_next(tried, ("a", "t"), ("b", "t"), ("a", "t")) == ("b", "t")
+
+
+def test_what_was_tried_at_these_settings_comes_after_what_is_running() -> None:
+    tried = with_baseline()
+    tried.add(("a", "t"), LOW, has_result=True, possible=2)
+    assert tried.has(("a", "t"), LOW)
+    assert not tried.has(("a", "t"), HIGH)
+    assert pair_next(tried, ("b", "t"), ("b", "t")) == ("b", "t")
+    assert pair_next(tried, lr=1.0) == ("a", "t")
+    tried.add(("a", "t"), HIGH, has_result=True, possible=2)
+    assert tried.done == {("a", "t")}
+    assert pair_next(tried, lr=10.0) == ("b", "t")
+
+
+def test_a_failed_trial_may_be_tried_again_and_three_are_enough() -> None:
+    tried = with_baseline()
+    for times in range(3):
+        assert pair_next(tried) == ("a", "t"), times
+        tried.add(("a", "t"), LOW, has_result=False, has_failed=True, possible=1)
+    assert pair_next(tried) == ("b", "t")
+    assert ("a", "t") in tried.done
+
+
+@pytest.mark.parametrize("proposed", [("u", "t"), ("a", "u")])
+def test_a_proposal_of_which_nothing_is_told_stands(proposed: Pair) -> None:
+    found = NextPair()(
+        rule(), with_baseline(), LOW, {}, sources=TASKS, targets=["t"], instead_of=proposed
+    )
+    assert found is None
+
+
+def test_without_an_order_nothing_but_a_baseline_is_chosen() -> None:
+    equal = rule(0.1, 0.1)
+    ask = NextPair()
+    assert ask(equal, TriedPairs(), LOW, {}, sources=TASKS, targets=["t"]) == (None, "t")
+    assert ask(equal, with_baseline(), LOW, {}, sources=TASKS, targets=["t"]) is None
+
+
+def test_a_source_that_somebody_wants_needs_no_baseline() -> None:
+    assert NextPair()(rule(), TriedPairs(), LOW, {}, sources=["b"], targets=["t"]) == ("b", "t")

@@ -1,0 +1,202 @@
+"""What a search has tried of each pair, and which pair its next trial gets.
+
+What it must satisfy: the same finished and running trials give the same pair in every host, in
+every process and after a restart; gains have a baseline to be measured from; and no pair holds the
+search up, because others are running it, because it fails, or because nothing is left to try of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.order import PairOrder
+
+_TRIES = 3
+"""Trials without a result after which a pair waits for others, and no more baselines are tried."""
+_LAST = 10**9
+"""More than there can be trials: what is behind by so much comes after what is running."""
+
+Pair = tuple[Any, str]
+"""A source as `PairParams` takes it, and a target."""
+Setting = frozenset[tuple[str, str]]
+"""Hyperparameters of a trial: alike where they are written alike."""
+
+
+def setting_of(hyperparameters: Mapping[str, Any]) -> Setting:
+    """Take a trial's hyperparameters, without the pair, as something to be compared."""
+    return frozenset((name, repr(value)) for name, value in hyperparameters.items())
+
+
+@dataclass
+class _Tried:
+    """What was tried of a pair: its results, other trials, and settings of how many there are."""
+
+    results: int = 0
+    without_result: int = 0
+    settings: set[Setting] = field(default_factory=set)
+    possible: float = math.inf
+
+    @property
+    def is_exhausted(self) -> bool:
+        return len(self.settings) >= self.possible
+
+    @property
+    def is_failing(self) -> bool:
+        return not self.results and self.without_result >= _TRIES
+
+
+class TriedPairs:
+    """Counts a search's finished trials by pair and setting."""
+
+    def __init__(self) -> None:
+        self._tried: dict[Pair, _Tried] = {}
+
+    def add(
+        self,
+        pair: Pair,
+        setting: Setting,
+        *,
+        has_result: bool,
+        has_failed: bool = False,
+        possible: float = math.inf,
+    ) -> None:
+        """Count a trial that has finished, and was not eliminated.
+
+        Parameters
+        ----------
+        pair : (source, target)
+        setting : Setting
+        has_result : bool
+            Whether it has a value: not if it failed, or was stopped early.
+        has_failed : bool
+            A failed trial may be tried again at the same setting.
+        possible : float
+            How many settings there are; infinity if that is not known.
+        """
+        tried = self._tried.setdefault(pair, _Tried())
+        if has_result:
+            tried.results += 1
+        else:
+            tried.without_result += 1
+        if not has_failed:
+            tried.settings.add(setting)
+            tried.possible = possible
+
+    def has_baseline(self, target: str) -> bool:
+        """Whether a baseline of the target has a result."""
+        return self._tried.get((None, target), _Tried()).results > 0
+
+    def has(self, pair: Pair, setting: Setting) -> bool:
+        """Whether a pair was tried at a setting."""
+        return setting in self._tried.get(pair, _Tried()).settings
+
+    @property
+    def done(self) -> set[Pair]:
+        """Pairs that were tried at every setting that there is, or that keep failing."""
+        return {
+            pair for pair, tried in self._tried.items() if tried.is_exhausted or tried.is_failing
+        }
+
+    def due_baseline(
+        self,
+        targets: Collection[str],
+        sources: Collection[str | None],
+        running: Mapping[Pair, int],
+    ) -> Pair | None:
+        """Find the first target without a baseline's result, of which one may still come.
+
+        Parameters
+        ----------
+        targets : collection of str
+        sources : collection of str or None
+            What the source can be: a baseline needs None, or the target itself.
+        running : mapping of (source, target) to int
+            How many trials of a pair are running.
+        """
+        if len(sources) == 1 and None not in sources:
+            # Somebody wants this source.
+            return None
+        for target in sorted(targets):
+            baseline = None, target
+            tried = self._tried.get(baseline, _Tried())
+            can = None in sources or target in sources
+            if can and not running.get(baseline) and not (tried.results or tried.is_failing):
+                return baseline
+        return None
+
+    def behind(self, setting: Setting, running: Mapping[Pair, int]) -> dict[Pair, int]:
+        """Find the pairs that come after others in a trial, and how far they are behind.
+
+        Parameters
+        ----------
+        setting : Setting
+            The trial's hyperparameters as far as they stand: a pair that was tried at just these
+            comes after others.
+        running : mapping of (source, target) to int
+        """
+        behind = Counter(running)
+        for pair, tried in self._tried.items():
+            if tried.is_failing:
+                behind[pair] += tried.without_result
+            if tried.is_exhausted or setting in tried.settings:
+                behind[pair] += _LAST + tried.results
+        return behind
+
+
+class NextPair:
+    """Finds the pair of a search's next trial."""
+
+    def __init__(self) -> None:
+        # A rule does not change: sorted once after each refit.
+        self._order: tuple[EliminationRule, PairOrder] | None = None
+
+    def order(self, rule: EliminationRule) -> PairOrder:
+        """Sort a rule's pairs, if it is another rule than the last one."""
+        if self._order is None or self._order[0] is not rule:
+            self._order = rule, PairOrder(rule)
+        return self._order[1]
+
+    def __call__(
+        self,
+        rule: EliminationRule,
+        tried: TriedPairs,
+        setting: Setting,
+        running: Mapping[Pair, int],
+        *,
+        sources: Collection[str | None],
+        targets: Collection[str],
+        instead_of: Pair | None = None,
+    ) -> Pair | None:
+        """Take a baseline that is due, else the best pair; None if the rule tells no order.
+
+        Parameters
+        ----------
+        rule : EliminationRule
+            Of this trial.
+        tried : TriedPairs
+        setting, running
+            As for `TriedPairs.behind`.
+        sources : collection of str or None
+            What the source can be, by name; None for no source.
+        targets : collection of str
+        instead_of : (source, target), optional
+            What was proposed: a pair of which no priority is told stands.
+        """
+        known = [target for target in targets if target in rule.targets]
+        due = tried.due_baseline(known, sources, running)
+        if due is not None:
+            return due
+        order = self.order(rule)
+        if not order.tells:
+            return None
+        if instead_of is not None:
+            source, target = instead_of
+            if isinstance(source, str) and not order.ranks((source, target)):
+                return None
+        named = {source for source in sources if source is not None}
+        return order.best(named, targets, tried.behind(setting, running))
