@@ -320,7 +320,7 @@ def test_threads_on_a_database(rule: EliminationRule, tmp_path: Path) -> None:
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert not any(eliminated(rule, trial) for trial in study.trials)
     assert len({str(trial.params) for trial in study.trials}) == 40
-    assert not sampler._pairs, "what a trial is to be given is forgotten when it ends"
+    assert not sampler._redirector._pairs, "what a trial is to be given is forgotten when it ends"
 
 
 def test_processes_on_one_database(rule: EliminationRule, tmp_path: Path) -> None:
