@@ -14,6 +14,7 @@ from transfer_pruner._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from transfer_pruner.acquisition import suggest_pairs
+    from transfer_pruner.answer import Answer, TargetAnswer, find_answer
     from transfer_pruner.attribution import embed
     from transfer_pruner.audit import AuditEstimate, estimate_audit
     from transfer_pruner.embedding import TaskEmbedding, load_embeddings, save_embeddings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from transfer_pruner.transfers import transfers_from_records
 
 __all__ = [
+    "Answer",
     "AuditEstimate",
     "Decision",
     "EliminationRule",
@@ -39,6 +41,7 @@ __all__ = [
     "PairParams",
     "Regret",
     "Savings",
+    "TargetAnswer",
     "TaskEmbedding",
     "TransferPredictor",
     "TransferPrunerWarning",
@@ -47,6 +50,7 @@ __all__ = [
     "embed_many",
     "estimate_audit",
     "estimate_savings",
+    "find_answer",
     "load_embeddings",
     "pair_features",
     "probe_texts",
@@ -61,6 +65,7 @@ __all__ = [
 
 _HOMES = {
     "acquisition": ("suggest_pairs",),
+    "answer": ("Answer", "TargetAnswer", "find_answer"),
     "attribution": ("embed",),
     "audit": ("AuditEstimate", "estimate_audit"),
     "embedding": ("TaskEmbedding", "load_embeddings", "save_embeddings"),

@@ -239,6 +239,11 @@ def _of_one_type(column: pd.Series) -> pd.Series:
     return column.map(lambda value: value if value is None else str(value))
 
 
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Write hyperparameters so that the same ones are the same text, in any order of names."""
+    return _written(settings)
+
+
 def _why_left_out(record: TrialRecord) -> str | None:
     if record.outcome != "trained":
         return record.outcome
