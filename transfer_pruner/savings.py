@@ -1,13 +1,14 @@
 """What elimination saved and what it cost, from plain records of trials.
 
-Seconds that a trial took are measured. Seconds that an eliminated trial would have taken are an
-estimate, from a cost model over the trials that did train; every name of such a figure says so.
+Seconds that a trial took are measured. Seconds that an eliminated trial would have taken, or one
+that was never started, are an estimate, from a cost model over the trials that did train; every
+name of such a figure says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,10 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from transfer_pruner.autologging import unlogged
+from transfer_pruner.avoided import AvoidedSeconds, distinct_trials
 from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.records import TrialRecord
-from transfer_pruner.tasks import FloatArray, Source, is_baseline
+from transfer_pruner.tasks import Source, is_baseline
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Savings:
     audit_seconds : float
         Measured: the part of training that audit trials took.
     estimated_exhaustive_seconds : float
-        Single-task training and the trials that ran, both measured, and the eliminated trials as
-        estimated.
+        Single-task training and the trials that ran, both measured, and the eliminated trials, and
+        those that were never started, as estimated.
     estimated_seconds_saved : float
         Exhaustive minus spent: attribution and deciding are paid for here. Negative if they cost
         more than they saved.
@@ -52,6 +53,16 @@ class Savings:
     trials_trained, trials_eliminated, trials_failed : int
     trials_audited : int
         Of the trained ones, those that the rule had eliminated.
+    exhaustive_trials : int or None
+        How many trials the exhaustive search has, as it was told; None if it was not.
+    trials_never_started : int or None
+        Of these, the ones that were neither started nor eliminated; None where the former is.
+    estimated_never_started_seconds : float
+        What they would have taken, a part of what is saved; NaN where nothing is claimed.
+    estimated_never_started_seconds_interval : tuple of two floats
+        Its interval at `confidence`.
+    stopped : str or None
+        Why the search ended, as it was told.
     """
 
     seconds_spent: float
@@ -71,6 +82,11 @@ class Savings:
     trials_eliminated: int
     trials_failed: int
     trials_audited: int
+    exhaustive_trials: int | None = None
+    trials_never_started: int | None = None
+    estimated_never_started_seconds: float = math.nan
+    estimated_never_started_seconds_interval: tuple[float, float] = (math.nan, math.nan)
+    stopped: str | None = None
 
     def headline(self) -> str:
         """Say in one line what was saved, of what, and what of it is an estimate."""
@@ -80,21 +96,33 @@ class Savings:
             f"{self.trials_eliminated} of {trials} trials and {self.pairs_eliminated} of {pairs} "
             "pairs eliminated before training"
         )
+        if self.trials_never_started:
+            share += (
+                f", {self.trials_never_started} of the exhaustive search's "
+                f"{self.exhaustive_trials} never started"
+            )
         if math.isnan(self.estimated_fraction_saved):
             return f"{share}; no trial trained yet, so nothing can be said of the seconds saved."
         low, high = self.estimated_seconds_saved_interval
+        never = ""
+        if self.trials_never_started:
+            never = f", {self.estimated_never_started_seconds:.1f} s of them never started"
         return (
             f"{share}: {self.seconds_spent:.1f} s spent (measured), an estimated "
-            f"{self.estimated_seconds_saved:.1f} s ({self.estimated_fraction_saved:.0%}) saved, "
-            f"{self.confidence:.0%} interval {low:.1f} to {high:.1f} s."
+            f"{self.estimated_seconds_saved:.1f} s ({self.estimated_fraction_saved:.0%}) saved"
+            f"{never}, {self.confidence:.0%} interval {low:.1f} to {high:.1f} s."
         )
 
     def metrics(self) -> dict[str, float]:
         """Name every finite number as a tracker's metric, ``savings/...``."""
         values = asdict(self)
-        low, high = values.pop("estimated_seconds_saved_interval")
-        values |= {"estimated_seconds_saved_low": low, "estimated_seconds_saved_high": high}
-        return {f"savings/{name}": float(x) for name, x in values.items() if math.isfinite(x)}
+        for name in ("estimated_seconds_saved", "estimated_never_started_seconds"):
+            values[f"{name}_low"], values[f"{name}_high"] = values.pop(f"{name}_interval")
+        return {
+            f"savings/{name}": float(x)
+            for name, x in values.items()
+            if isinstance(x, (int, float)) and math.isfinite(x)
+        }
 
 
 def estimate_savings(
@@ -102,6 +130,8 @@ def estimate_savings(
     *,
     single_task_seconds: float = 0.0,
     attribution_seconds: float = 0.0,
+    exhaustive_trials: int | None = None,
+    stopped: str | None = None,
     confidence: float = 0.9,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -114,6 +144,12 @@ def estimate_savings(
     trained ones, widened by how much stretches of the search differ from each other beyond that, as
     they do on a shared machine. examples/bench_savings.py runs them and counts. Ours.
 
+    A search that ended early never started some trials of the exhaustive one. They are counted if
+    `exhaustive_trials` says how many that has: what neither ran nor was eliminated, each at the
+    mean of the trained trials that have a source. Then a setting of a pair that was eliminated
+    several times counts once, and where more trials ran than the exhaustive search has, the surplus
+    is a loss.
+
     Parameters
     ----------
     records : iterable of TrialRecord
@@ -121,6 +157,12 @@ def estimate_savings(
         Seconds of training the single-task models; spent with and without elimination.
     attribution_seconds : float
         Seconds of embedding the tasks; spent for elimination only.
+    exhaustive_trials : int, optional
+        How many trials the same search has without elimination and to its end: pairs and baselines,
+        times hyperparameter settings. Of a search that still runs it is too early to say. Left out,
+        of trials that were never started nothing is claimed.
+    stopped : str, optional
+        Why the search ended, which `Savings.stopped` hands on.
     confidence : float in (0, 1)
         Level of the interval.
     n_resamples, seed : int
@@ -129,10 +171,21 @@ def estimate_savings(
     Returns
     -------
     Savings
-        Its estimates are NaN if trials were eliminated and none trained.
+        Its estimates are NaN if trials were eliminated, or not started, and none trained.
+
+    Raises
+    ------
+    ValueError
+        If `confidence` is out of range, or `exhaustive_trials` no whole number from 0.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")
+    if exhaustive_trials is not None and not (
+        exhaustive_trials >= 0 and exhaustive_trials == int(exhaustive_trials)
+    ):
+        raise ValueError(
+            f"exhaustive_trials must be a whole number from 0 but got {exhaustive_trials!r}."
+        )
     records = list(records)
     trained = [record for record in records if record.outcome == "trained"]
     eliminated = [record for record in records if record.outcome == "eliminated"]
@@ -140,11 +193,28 @@ def estimate_savings(
     training_seconds = sum(record.seconds for record in [*trained, *failed])
     deciding_seconds = sum(record.seconds for record in eliminated)
     spent = single_task_seconds + attribution_seconds + training_seconds + deciding_seconds
-    mean, draws = _avoided_seconds(trained, eliminated, n_resamples, seed)
-    exhaustive = single_task_seconds + training_seconds + mean
+    gone, never = eliminated, 0
+    if exhaustive_trials is not None:
+        left = exhaustive_trials - len(trained) - len(failed)
+        gone = distinct_trials(eliminated, but=trained)[: max(0, left)]
+        never = left - len(gone)
+    costs = AvoidedSeconds(trained, n_resamples, seed)
+    mean, draws = costs.of_eliminated(gone)
+    never_mean, never_draws = costs.of_any(never)
+    exhaustive = single_task_seconds + training_seconds + mean + never_mean
     overhead = attribution_seconds + deciding_seconds
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail]) - overhead
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(draws + never_draws, tails) - overhead
+    claimed: dict[str, Any] = {}
+    if exhaustive_trials is not None:
+        # Where more ran than the exhaustive search has, the surplus is a loss, and no such trial.
+        of_never = np.maximum(np.quantile(never_draws, tails), 0.0)
+        claimed = {
+            "exhaustive_trials": int(exhaustive_trials),
+            "trials_never_started": max(0, never),
+            "estimated_never_started_seconds": float(np.maximum(never_mean, 0.0)),
+            "estimated_never_started_seconds_interval": (float(of_never[0]), float(of_never[1])),
+        }
     return Savings(
         seconds_spent=spent,
         training_seconds=training_seconds,
@@ -163,6 +233,8 @@ def estimate_savings(
         trials_eliminated=len(eliminated),
         trials_failed=len(failed),
         trials_audited=sum(record.audit for record in trained),
+        stopped=stopped,
+        **claimed,
     )
 
 
@@ -258,69 +330,6 @@ def regret(
         share_kept=1 - mean / attainable if attainable > 0 else math.nan,
         by_target=by_target,
     )
-
-
-def _avoided_seconds(
-    trained: Sequence[TrialRecord], eliminated: Sequence[TrialRecord], n_resamples: int, seed: int
-) -> tuple[float, FloatArray]:
-    """Estimate the seconds that the eliminated trials would have taken: mean and resamples."""
-    if not eliminated:
-        return 0.0, np.zeros(1)
-    if not trained:
-        return math.nan, np.full(1, math.nan)
-    from sklearn.tree import DecisionTreeRegressor
-
-    settings = pd.DataFrame([dict(record.hyperparameters) for record in [*trained, *eliminated]])
-    encoded = np.zeros((len(settings), 1))
-    if len(settings.columns):
-        encoded = np.column_stack([_encoded(settings[name]) for name in settings])
-    seconds = np.array([record.seconds for record in trained])
-    # Five trials are enough to average over and few enough to tell the settings apart.
-    tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=seed)
-    with unlogged():
-        groups = tree.fit(encoded[: len(trained)], seconds).apply(encoded)
-    rng = np.random.default_rng(seed)
-    mean, draws = 0.0, np.zeros(n_resamples)
-    for group, count in zip(*np.unique(groups[len(trained) :], return_counts=True), strict=True):
-        alike = seconds[groups[: len(trained)] == group]
-        mean += count * alike.mean()
-        # Uncertain twice over: of the group's mean, and of the trials that did not run.
-        means = rng.choice(alike, (n_resamples, len(alike))).mean(axis=1)
-        spread = alike.std(ddof=1) if len(alike) > 1 else 0.0
-        draws += count * means + rng.normal(0.0, spread * math.sqrt(count), n_resamples)
-    means = pd.Series(seconds).groupby(groups[: len(trained)]).transform("mean").to_numpy()
-    order = np.argsort([record.number for record in trained], kind="stable")
-    # Trials that took no time at all cannot tell how unsteady the machine is.
-    order = order[means[order] > 0]
-    relative = seconds[order] / means[order]
-    return float(mean), draws * _another_time(relative, n_resamples, rng)
-
-
-def _another_time(relative: FloatArray, n_resamples: int, rng: np.random.Generator) -> FloatArray:
-    """Draw by what factor the machine of another time differs from the one that was measured.
-
-    `relative` are seconds by the mean of trials alike, in order. Stretches of a search that differ
-    by more than their trials' spread explains tell how unsteady the machine is; the eliminated
-    trials are one stretch more.
-    """
-    n = min(5, len(relative) // 5)
-    if n < 2:
-        return np.ones(n_resamples)
-    stretches = np.array_split(relative, n)
-    means = np.array([stretch.mean() for stretch in stretches])
-    by_chance = np.mean([stretch.var(ddof=1) / len(stretch) for stretch in stretches])
-    unsteady = math.sqrt(max(0.0, means.var(ddof=1) - by_chance))
-    factor = 1 + unsteady * math.sqrt(1 + 1 / n) * rng.standard_t(n - 1, n_resamples)
-    return np.maximum(factor, 0.0)
-
-
-def _encoded(values: pd.Series) -> FloatArray:
-    """Numbers as they are, anything else by the order of its text; missing ones below all."""
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
-    if numbers.isna().equals(values.isna()):
-        below = numbers.min() - 1 if numbers.notna().any() else 0.0
-        return np.asarray(numbers.fillna(below), dtype=np.float64)
-    return pd.factorize(values.astype(str), sort=True)[0].astype(float)
 
 
 def _pairs(records: Iterable[TrialRecord]) -> set[tuple[Source, str]]:

@@ -13,12 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.rule.elimination import EliminationRule
@@ -26,6 +21,7 @@ from transfer_pruner.rule.tried import NextPair, Pair, Setting, TriedPairs, sett
 from transfer_pruner.tasks import PairParams, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.records import ran
+from transfer_pruner_optuna.spaces import count_values
 
 Params = dict[str, Any]
 
@@ -71,7 +67,7 @@ class History(TriedPairs):
                 self.setting(trial.params),
                 has_result=trial.state == TrialState.COMPLETE,
                 has_failed=trial.state == TrialState.FAIL,
-                possible=math.prod(map(_count, spaces.values())),
+                possible=math.prod(map(count_values, spaces.values())),
             )
 
     def pair(self, params: Mapping[str, Any]) -> Pair | None:
@@ -238,14 +234,3 @@ def _is_among(
 
 def _names(named: Mapping[str | None, Any]) -> set[str]:
     return {name for name in named if name is not None}
-
-
-def _count(space: BaseDistribution) -> float:
-    """Count what a parameter can be."""
-    if space.single():
-        return 1
-    if isinstance(space, CategoricalDistribution):
-        return len(space.choices)
-    if isinstance(space, (IntDistribution, FloatDistribution)) and space.step is not None:
-        return math.floor((space.high - space.low) / space.step + 1e-9) + 1
-    return math.inf

@@ -27,6 +27,7 @@ REASON = PREFIX + "reason"
 RULE = PREFIX + "rule"
 REDIRECTED = PREFIX + "redirected"
 PROPOSED = PREFIX + "proposed"
+SETTLED = PREFIX + "settled"
 
 
 def marks_of(verdict: Verdict, attributes: Mapping[str, Any]) -> dict[str, Any]:

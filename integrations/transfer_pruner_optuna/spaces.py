@@ -1,12 +1,18 @@
-"""What the parameters of a pair can be, as far as a study has shown it."""
+"""What parameters can be, those of a pair as far as a study has shown it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import PairParams
@@ -61,3 +67,14 @@ class PairSpaces:
                 is_target = name == self._pair_of.target_param
                 choices.setdefault(name, sorted(rule.targets if is_target else rule.sources))
         return choices
+
+
+def count_values(space: BaseDistribution) -> float:
+    """Count what a parameter can be; infinity if it is continuous."""
+    if space.single():
+        return 1
+    if isinstance(space, CategoricalDistribution):
+        return len(space.choices)
+    if isinstance(space, (IntDistribution, FloatDistribution)) and space.step is not None:
+        return math.floor((space.high - space.low) / space.step + 1e-9) + 1
+    return math.inf

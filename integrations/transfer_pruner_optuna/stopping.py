@@ -19,10 +19,8 @@ from transfer_pruner.tasks import PairParams, SourceParam, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.ordering import History, searched
-from transfer_pruner_optuna.records import PREFIX
+from transfer_pruner_optuna.records import SETTLED
 from transfer_pruner_optuna.sampler import TransferSampler
-
-SETTLED = PREFIX + "settled"
 
 # Under Optuna's own, so that it is shown where Optuna's messages are.
 _logger = optuna.logging.get_logger("optuna.transfer_pruner")

@@ -155,6 +155,82 @@ def test_a_confidence_out_of_range_is_refused() -> None:
         estimate_savings([], confidence=1.0)
 
 
+def test_what_was_never_started_counts_as_an_estimate_with_an_interval() -> None:
+    baseline = TrialRecord(99, None, "t", "trained", 500.0)
+    records = [baseline, *(trained(i, 2.0 + i % 2) for i in range(10))]
+    records += [eliminated(50 + i) for i in range(3)]
+    savings = estimate_savings(records, exhaustive_trials=40, stopped="nothing to gain")
+    assert savings.trials_never_started == 40 - 11 - 3
+    # A trial of which nothing is known costs what the pairs' trials did, not the baseline.
+    assert savings.estimated_never_started_seconds == pytest.approx(26 * 2.5)
+    plain = estimate_savings(records)
+    assert savings.seconds_spent == plain.seconds_spent
+    more = savings.estimated_seconds_saved - plain.estimated_seconds_saved
+    assert more == pytest.approx(26 * 2.5)
+    assert savings.estimated_exhaustive_seconds == pytest.approx(
+        savings.seconds_spent + savings.estimated_seconds_saved
+    )
+    low, high = savings.estimated_never_started_seconds_interval
+    assert low < 65 < high
+    assert "26 of the exhaustive search's 40 never started" in savings.headline()
+    assert "65.0 s of them never started" in savings.headline()
+    assert savings.stopped == "nothing to gain"
+    metrics = savings.metrics()
+    assert metrics["savings/trials_never_started"] == 26
+    assert metrics["savings/estimated_never_started_seconds_low"] == low
+    assert "savings/stopped" not in metrics
+
+
+def test_without_being_told_nothing_is_claimed_of_trials_never_started() -> None:
+    savings = estimate_savings([trained(i, 2.0) for i in range(5)])
+    assert (savings.exhaustive_trials, savings.trials_never_started) == (None, None)
+    assert math.isnan(savings.estimated_never_started_seconds)
+    assert "never started" not in savings.headline()
+    assert not [name for name in savings.metrics() if "never" in name or "exhaustive_t" in name]
+    nothing = estimate_savings([], exhaustive_trials=5)
+    assert math.isnan(nothing.estimated_seconds_saved)
+    assert nothing.trials_never_started == 5
+
+
+def test_a_setting_that_was_eliminated_again_and_again_is_one_of_the_exhaustive_search() -> None:
+    records = [trained(i, 1.0, lr=i) for i in range(10)]
+    records += [eliminated(i, lr=3) for i in (20, 20, 20, 21)]
+    # One that was eliminated at first and trained as an audit is not saved.
+    records += [eliminated(2, lr=2)]
+    savings = estimate_savings(records, exhaustive_trials=12)
+    assert savings.trials_never_started == 0
+    assert savings.estimated_exhaustive_seconds == pytest.approx(12.0)
+    assert savings.trials_eliminated == 5
+    # More settings than the exhaustive search has cannot be saved.
+    assert estimate_savings(records, exhaustive_trials=11).estimated_exhaustive_seconds == 11.0
+
+
+def test_more_trials_than_the_exhaustive_search_has_are_a_loss() -> None:
+    savings = estimate_savings([trained(i, 1.0) for i in range(12)], exhaustive_trials=10)
+    assert savings.trials_never_started == 0
+    assert savings.estimated_never_started_seconds == 0
+    assert savings.estimated_never_started_seconds_interval == (0, 0)
+    assert savings.estimated_seconds_saved == pytest.approx(-2.0)
+
+
+def test_the_interval_covers_what_was_never_started() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        seconds = rng.gamma(4.0, 1.0, 60)
+        records = [trained(i, x) for i, x in enumerate(seconds[:30])]
+        savings = estimate_savings(records, exhaustive_trials=60, n_resamples=300)
+        low, high = savings.estimated_never_started_seconds_interval
+        covered += low <= seconds[30:].sum() <= high
+    assert covered >= 168
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, float("nan")])
+def test_a_number_of_trials_that_is_none_is_refused(count: float) -> None:
+    with pytest.raises(ValueError, match=f"exhaustive_trials must be a whole number .* {count}"):
+        estimate_savings([], exhaustive_trials=count)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def trials() -> pd.DataFrame:
     """Target t: a is best on dev but not on test. Target u: no source helps."""
