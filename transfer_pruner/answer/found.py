@@ -18,6 +18,12 @@ import pandas as pd
 from transfer_pruner.tasks import Source, source_name
 
 ALONE = "training alone"
+SHOWN = (
+    *("target", "source", "score", "gain", "second", "behind", "trials", "hyperparameters"),
+    "how sure",
+)
+"""Columns of `Answer.shown`; those of `SHOWN_NUMBERS` are numbers."""
+SHOWN_NUMBERS = ("score", "gain", "behind", "trials")
 _COLUMNS = {
     **dict.fromkeys(("target", "source", "hyperparameters", "second_source", "certainty"), object),
     **dict.fromkeys(("value", "baseline_value", "gain", "second_value", "margin", "spread"), float),
@@ -69,9 +75,13 @@ class Configuration:
         """The source, or several, as text; `ALONE` for training alone."""
         return source_name(self.source) or ALONE
 
+    @property
+    def settings(self) -> str:
+        """The hyperparameters as text."""
+        return ", ".join(f"{name}={_short(x)}" for name, x in self.hyperparameters.items())
+
     def __str__(self) -> str:
-        settings = ", ".join(f"{name}={_short(x)}" for name, x in self.hyperparameters.items())
-        return f"{self.source_name} with {settings}" if settings else self.source_name
+        return f"{self.source_name} with {self.settings}" if self.settings else self.source_name
 
 
 @dataclass(frozen=True)
@@ -162,15 +172,16 @@ class TargetAnswer:
         best = self.best
         if best is None:
             return "no trial finished with a score."
-        said = f"{best} scores {best.value:.4g}"
+        form = _form(best.value)
+        said = f"{best} scores {best.value:{form}}"
         if not self.transfers:
             said += "; no transfer " + ("was tried" if self.second is None else "does better")
         elif self.baseline is None:
             said += "; no single-task baseline finished, so the gain is not known"
         else:
-            said += f", {self.gain:+.4g} over the single-task baseline {self.baseline.value:.4g}"
+            said += f", {self.gain:+{form}} over the single-task baseline"
         if self.second is not None:
-            said += f"; second is {self.second.source_name}, {self.margin:.4g} behind"
+            said += f"; second is {self.second.source_name}, {self.margin:{form}} behind"
         return f"{said} ({self.certainty})."
 
 
@@ -232,6 +243,10 @@ class Answer:
         rows = [_row(answer) for answer in self.targets]
         return pd.DataFrame(rows, columns=_ORDER).astype(_COLUMNS)
 
+    def shown(self) -> list[dict[str, str]]:
+        """Write the table as people read it: by the columns of `SHOWN`, what is not known empty."""
+        return [_shown(answer) for answer in self.targets]
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Write it by target for JSON: what a study's attributes or a file hold."""
         return {answer.target: _told(answer) for answer in self.targets}
@@ -242,9 +257,7 @@ def _row(answer: TargetAnswer) -> dict[str, Any]:
     return {
         "target": answer.target,
         "source": source_name(best.source) if best else "",
-        "hyperparameters": ", ".join(f"{k}={_short(x)}" for k, x in best.hyperparameters.items())
-        if best
-        else "",
+        "hyperparameters": best.settings if best else "",
         "value": best.value if best else math.nan,
         "baseline_value": baseline.value if baseline else math.nan,
         "gain": answer.gain,
@@ -259,6 +272,23 @@ def _row(answer: TargetAnswer) -> dict[str, Any]:
         "dev_size": math.nan if answer.dev_size is None else answer.dev_size,
         "certainty": answer.certainty,
     }
+
+
+def _shown(answer: TargetAnswer) -> dict[str, str]:
+    best, second = answer.best, answer.second
+    form = _form(best.value) if best else ""
+    cells = (
+        answer.target,
+        best.source_name if best else "none finished",
+        f"{best.value:{form}}" if best else "",
+        "" if math.isnan(answer.gain) else f"{answer.gain:+{form}}",
+        second.source_name if second else "",
+        f"{answer.margin:{form}}" if second else "",
+        str(best.trials) if best else "",
+        best.settings if best else "",
+        answer.certainty,
+    )
+    return dict(zip(SHOWN, cells, strict=True))
 
 
 def _told(answer: TargetAnswer) -> dict[str, Any]:
@@ -283,6 +313,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _form(value: float) -> str:
+    """Show a score to four digits, and what differs from it to as many decimals."""
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        return ".4g"
+    return f".{4 if value == 0 else max(3 - math.floor(math.log10(abs(value))), 0)}f"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command that writes what a search saved and cost: report."""
+"""The command that writes what a search found, saved and cost: report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from transfer_pruner.cli.options import DIRECTORY, OUT_FILE, Search, search_options
-from transfer_pruner.cli.program import Answer, answers, command, fail, needing
+from transfer_pruner.cli.program import Answer, answers, command, fail, needing, terminal_table
 
 
 @command(
@@ -28,6 +28,9 @@ from transfer_pruner.cli.program import Answer, answers, command, fail, needing
 @click.option(
     "--attribution-seconds", type=float, help="Left out: what the --embeddings took, else 0."
 )
+@click.option(
+    "--dev-size", type=click.IntRange(min=1), help="Examples that scores were measured on."
+)
 @click.option("--title")
 @click.option("--out", required=True, type=OUT_FILE, help="HTML; its data goes beside it.")
 @answers
@@ -36,15 +39,17 @@ def report(
     embeddings_dir: Path | None,
     single_task_seconds: float,
     attribution_seconds: float | None,
+    dev_size: int | None,
     title: str | None,
     out: Path,
     **search: Any,
 ) -> Answer:
-    """Write what elimination saved and what it cost as one HTML file."""
+    """Write what a search found, what elimination saved and what it cost as one HTML file."""
     where = Search(**search)
     with needing("plot", "report"):
         from transfer_pruner.report.page import write_report
-    from transfer_pruner import EliminationRule, estimate_savings, load_embeddings
+    from transfer_pruner import EliminationRule, estimate_savings, find_answer, load_embeddings
+    from transfer_pruner.answer import SHOWN, SHOWN_NUMBERS
 
     rule = EliminationRule.load(rule_dir) if rule_dir else None
     embeddings = load_embeddings(embeddings_dir) if embeddings_dir else None
@@ -65,9 +70,18 @@ def report(
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
         embeddings=embeddings,
+        dev_sizes=dev_size,
     )
+    found = find_answer(records, dev_sizes=dev_size)
     savings = estimate_savings(
         records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
     )
-    data = {"out": out, "trials": len(records), "savings": asdict(savings)}
-    return Answer(data, [savings.headline(), f"Written to {out}."])
+    data = {
+        "out": out,
+        "trials": len(records),
+        "answer": found.as_dict(),
+        "savings": asdict(savings),
+    }
+    # How sure each is does not fit beside it: it stands in the report.
+    shown = terminal_table(found.shown(), SHOWN[:-1], SHOWN_NUMBERS)
+    return Answer(data, [shown, found.headline(), savings.headline(), f"Written to {out}."])

@@ -48,7 +48,7 @@ class Exhibit:
 
 
 NAMES = (
-    *("pairs", "savings_over_time", "calibration_curve", "predicted_and_measured"),
+    *("answer", "pairs", "savings_over_time", "calibration_curve", "predicted_and_measured"),
     *("pair_heatmap", "savings_regret_curve", "task_map", "source_ranking"),
 )
 _NO_GAIN = (

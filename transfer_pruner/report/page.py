@@ -1,7 +1,8 @@
 """A report of a search as one HTML file that renders offline and prints.
 
-What it must satisfy: nothing in it is fetched or run, whatever tasks are called; measured and
-estimated figures are told apart; and every figure's numbers lie beside it as CSV.
+What it must satisfy: what was found comes first, then what that cost; nothing in it is fetched or
+run, whatever tasks are called; measured and estimated figures are told apart; and every figure's
+numbers lie beside it as CSV.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from transfer_pruner.answer import SHOWN, SHOWN_NUMBERS, Answer, find_answer
 from transfer_pruner.audit import AuditEstimate, estimate_audit
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.files import write_atomically
@@ -44,8 +46,9 @@ def write_report(
     attribution_seconds: float = 0.0,
     trials: pd.DataFrame | None = None,
     embeddings: Mapping[str, TaskEmbedding] | None = None,
+    dev_sizes: int | Mapping[str, int] | None = None,
 ) -> None:
-    """Write what a search's elimination saved and lost as one self-contained HTML file.
+    """Write what a search found, and what elimination saved and lost, as one self-contained page.
 
     Each figure's data is written beside it, as CSV in the folder ``<name of the file>-data``. What
     stood there under the same names is replaced.
@@ -69,6 +72,8 @@ def write_report(
         is then measured. Where less is better in the search, so it is there.
     embeddings : mapping of str to TaskEmbedding, optional
         Of the tasks: they are drawn as a map.
+    dev_sizes : int or mapping of target to int, optional
+        How many examples a target's values were measured on.
 
     Raises
     ------
@@ -85,6 +90,7 @@ def write_report(
     if not records:
         raise ValueError("records must hold at least one trial but is empty.")
     better = is_maximizing(records, maximize)
+    answer = find_answer(records, maximize=better, dev_sizes=dev_sizes)
     savings = estimate_savings(
         records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
     )
@@ -105,10 +111,13 @@ def write_report(
     if decided is not None:
         shown.append(exhibits.source_ranking(decided, records))
     folder = path.parent / f"{path.stem}-data"
-    data = {"pairs": pairs} | {exhibit.name: exhibit.data for exhibit in shown}
+    data = {"answer": answer.table(), "pairs": pairs} | {
+        exhibit.name: exhibit.data for exhibit in shown
+    }
     html = page(
-        title or "What elimination saved, and what it cost",
+        title or "What the search found, and what it cost",
         [
+            section("What the search found", _answer_html(answer, folder.name)),
             section("Headline", _headline(savings)),
             *([section("Audit", _audited(audit))] if audit.trials_audited else []),
             *(section(exhibit.title, exhibit.html(folder.name)) for exhibit in shown),
@@ -141,6 +150,18 @@ def _negated(trials: pd.DataFrame) -> pd.DataFrame:
     """Turn the scores of an exhaustive search around, for `regret` takes the higher as better."""
     scores = [column for column in ("dev", "test") if column in trials]
     return trials.assign(**{column: -trials[column] for column in scores})
+
+
+def _answer_html(answer: Answer, folder: str) -> str:
+    shown = answer.shown()
+    numeric = [SHOWN.index(name) for name in SHOWN_NUMBERS]
+    return (
+        f'<p class="headline">{escape(answer.headline())}</p><p>All measured. The gain is over the '
+        "best of training alone. What was chosen as the best of many configurations is on average "
+        "less good than its score: measure it again, on examples that it was not chosen by.</p>"
+        + table(SHOWN, [list(row.values()) for row in shown], numeric=numeric, classes="pairs")
+        + link(folder, "answer")
+    )
 
 
 def _headline(savings: Savings) -> str:

@@ -60,8 +60,8 @@ def test_the_answer_is_the_best_source_with_its_gain_and_the_next_best_source() 
     assert answer.margin == pytest.approx(0.02)
     assert answer.configurations == answer.trials_finished == 6
     assert answer.headline() == (
-        "t: a with lr=0.1 scores 0.8, +0.08 over the single-task baseline 0.72; second is b, 0.02 "
-        "behind (one trial: what another seed changes is not known)."
+        "t: a with lr=0.1 scores 0.8000, +0.0800 over the single-task baseline; second is b, "
+        "0.0200 behind (one trial: what another seed changes is not known)."
     )
 
 
@@ -91,7 +91,7 @@ def test_no_transfer_beats_the_baseline_then_training_alone_is_the_answer() -> N
     assert answer.second is not None
     assert answer.second.source == "a"
     assert (
-        "t: training alone scores 0.7; no transfer does better; second is a, 0 behind"
+        "t: training alone scores 0.7000; no transfer does better; second is a, 0.0000 behind"
         in answer.headline()
     )
     (alone,) = find_answer([trial(0, None, 0.7)]).targets
@@ -227,6 +227,16 @@ def test_it_is_written_as_json_whatever_hyperparameters_are() -> None:
     assert read["t"]["margin"] is None
     assert read["t"]["source"] is None
     assert read["t"]["number"] == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.0, "0.0000"), (35.268, "35.27"), (-12345.6, "-12346"), (1e-7, "1e-07"), (1e308, "1e+308")],
+)
+def test_scores_of_any_size_are_written_to_four_digits(value: float, written: str) -> None:
+    (shown,) = find_answer([trial(0, "a", value)]).shown()
+    assert shown["score"] == written
+    assert (shown["gain"], shown["second"], shown["behind"], shown["trials"]) == ("", "", "", "1")
 
 
 def test_several_targets_are_said_in_one_line() -> None:

@@ -22,11 +22,13 @@ from transfer_pruner import (
     TaskEmbedding,
     TransferPredictor,
     TransferPrunerWarning,
+    find_answer,
     load_embeddings,
     save_embeddings,
 )
 from transfer_pruner.cli import main
 from transfer_pruner.cli.program import Answer, answers
+from transfer_pruner_optuna import records_from_study
 
 TASKS = ["news", "advice", "weather"]
 INSTALLED = Path(sys.executable).parent / "transfer-pruner"
@@ -577,7 +579,14 @@ def test_a_report_of_a_study(
     shown = fine(*command, "--title", "All of mine")
     assert f"Written to {out}." in shown
     assert "All of mine" in out.read_text()
-    told = answer(*command, "--rule", rule, "--single-task-seconds", 7)
+    told = answer(*command, "--rule", rule, "--single-task-seconds", 7, "--dev-size", 40)
+    found = find_answer(records_from_study(optuna.load_study(study_name="mine", storage=storage)))
+    assert found.headline() in shown
+    assert shown.index("behind") < shown.index("eliminated before training")
+    for target in found.targets:
+        assert target.best is not None
+        assert told["answer"][target.target]["source"] == target.best.source
+        assert "40 dev examples" in told["answer"][target.target]["certainty"]
     assert (told["trials"], told["savings"]["single_task_seconds"]) == (9, 7.0)
 
 
@@ -655,6 +664,7 @@ def test_help_loads_nothing_heavy() -> None:
 import sys
 from transfer_pruner.cli import main
 from transfer_pruner.cli.program import Answer, answers
+from transfer_pruner_optuna import records_from_study
 for name in {names!r}:
     main([*name, "--help"], standalone_mode=False)
 print(*sys.modules, file=sys.stderr)

@@ -24,6 +24,7 @@ from transfer_pruner import (
     TrialRecord,
     estimate_audit,
     estimate_savings,
+    find_answer,
     transfers_from_records,
 )
 from transfer_pruner.report import pairs_table, write_report
@@ -166,12 +167,27 @@ def test_the_report_says_what_was_saved_and_what_of_it_is_estimated(
     assert len(ids) == len(set(ids))
 
 
+def test_what_the_search_found_stands_before_what_it_saved(
+    tmp_path: Path, records: list[TrialRecord]
+) -> None:
+    answer = find_answer(records, dev_sizes=50)
+    page = written(tmp_path / "report.html", records, dev_sizes=50)
+    titles = ("What the search found", answer.headline(), estimate_savings(records).headline())
+    places = [page.words.index(words) for words in titles]
+    assert places == sorted(places)
+    for told in answer.shown():
+        assert list(told.values()) in page.rows
+        assert "50 dev examples" in told["how sure"]
+    saved = pd.read_csv(tmp_path / "report-data" / "answer.csv", keep_default_na=False)
+    assert saved["source"].tolist() == answer.table()["source"].tolist()
+
+
 def test_every_figure_lies_beside_its_numbers(
     tmp_path: Path, records: list[TrialRecord], rule: EliminationRule
 ) -> None:
     page = written(tmp_path / "report.html", records, rule=rule)
     links = [value for name, value in page.attributes if name == "href" and value[0] != "#"]
-    assert len(links) == 6
+    assert len(links) == 7
     tables = {Path(link).stem: pd.read_csv(tmp_path / link) for link in links}
     assert sorted(path.stem for path in (tmp_path / "report-data").iterdir()) == sorted(tables)
     assert tables["savings_over_time"]["trials"].iloc[-1] == len(records)
@@ -227,8 +243,8 @@ def test_where_less_is_better_the_records_say_so_and_the_report_reads_them(
     assert estimate_audit(records, maximize=True).headline() in page.words
     assert estimate_audit(records, maximize=True).headline() in other.words
     for name, table in data.items():
-        values = ["highest_value", "lowest_value"] if name == "pairs.csv" else []
         again = pd.read_csv(tmp_path / "report-data" / name)
+        values = [column for column in table if column.endswith("value")]
         pd.testing.assert_frame_equal(
             table.drop(columns=values), again.drop(columns=values), rtol=1e-9, atol=1e-9
         )
