@@ -128,8 +128,9 @@ def _another_time(relative: FloatArray, n_resamples: int, rng: np.random.Generat
 
 def _encoded(values: pd.Series) -> FloatArray:
     """Numbers as they are, anything else by the order of its text; missing ones below all."""
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    # A tree takes 32 bits: infinity, and what is as good as that, is the largest number.
+    numbers = pd.to_numeric(values, errors="coerce").astype(float).clip(-3e38, 3e38)
     if numbers.isna().equals(values.isna()):
-        below = numbers.min() - 1 if numbers.notna().any() else 0.0
+        below = max(numbers.min() - 1, -3e38) if numbers.notna().any() else 0.0
         return np.asarray(numbers.fillna(below), dtype=np.float64)
     return pd.factorize(values.astype(str), sort=True)[0].astype(float)

@@ -73,6 +73,13 @@ def test_a_machine_that_is_slower_at_times_widens_the_interval() -> None:
     assert covered >= 168
 
 
+@pytest.mark.parametrize("huge", [math.inf, -math.inf, 1e300, "inf"])
+def test_a_hyperparameter_may_be_infinite(huge: object) -> None:
+    records = [trained(i, 1.0 + i % 2, clip=huge if i % 2 else 1) for i in range(20)]
+    savings = estimate_savings([*records, eliminated(30, clip=huge), eliminated(31)])
+    assert 1.5 < savings.estimated_seconds_saved < 4
+
+
 @pytest.mark.filterwarnings("error")
 def test_trials_that_took_no_time_do_not_hide_how_unsteady_the_machine_is() -> None:
     slow_at_times = [trained(i, 1.0 + (i >= 30) + 0.01 * (i % 3), cached=0) for i in range(60)]

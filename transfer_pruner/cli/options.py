@@ -194,6 +194,14 @@ class Search:
             self.ray_folder, rule, metric=self.metric, mode=self.mode, **self.pair
         )
 
+    def ending(self) -> dict[str, Any]:
+        """Tell how the search ended, as `estimate_savings` takes it; of Ray's nothing is known."""
+        if self.storage is None:
+            return {}
+        with needing("optuna", "--storage"):
+            from transfer_pruner_optuna import ending_from_study
+        return {**ending_from_study(self._study(), **self.pair)}
+
     def _study(self) -> optuna.Study:
         assert self.storage is not None
         assert self.study_name is not None

@@ -62,6 +62,7 @@ def report(
             f"no finished trial has the parameters {', '.join(where.source_params)} and "
             f"{where.target_param}: name them with --source-param and --target-param."
         )
+    ending = where.ending()
     write_report(
         records,
         out,
@@ -71,10 +72,14 @@ def report(
         attribution_seconds=attribution_seconds,
         embeddings=embeddings,
         dev_sizes=dev_size,
+        **ending,
     )
     found = find_answer(records, dev_sizes=dev_size)
     savings = estimate_savings(
-        records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
+        records,
+        single_task_seconds=single_task_seconds,
+        attribution_seconds=attribution_seconds,
+        **ending,
     )
     data = {
         "out": out,
@@ -84,4 +89,6 @@ def report(
     }
     # How sure each is does not fit beside it: it stands in the report.
     shown = terminal_table(found.shown(), SHOWN[:-1], SHOWN_NUMBERS)
-    return Answer(data, [shown, found.headline(), savings.headline(), f"Written to {out}."])
+    why = [f"Why it stopped: {savings.stopped}"] if savings.stopped else []
+    said = [found.headline(), savings.headline(), *why, f"Written to {out}."]
+    return Answer(data, [shown, *said])

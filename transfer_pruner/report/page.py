@@ -47,6 +47,8 @@ def write_report(
     trials: pd.DataFrame | None = None,
     embeddings: Mapping[str, TaskEmbedding] | None = None,
     dev_sizes: int | Mapping[str, int] | None = None,
+    exhaustive_trials: int | None = None,
+    stopped: str | None = None,
 ) -> None:
     """Write what a search found, and what elimination saved and lost, as one self-contained page.
 
@@ -74,6 +76,9 @@ def write_report(
         Of the tasks: they are drawn as a map.
     dev_sizes : int or mapping of target to int, optional
         How many examples a target's values were measured on.
+    exhaustive_trials, stopped
+        As for `estimate_savings`: how many trials the exhaustive search has, and why this one
+        ended. Of an Optuna study `transfer_pruner_optuna.ending_from_study` gives both.
 
     Raises
     ------
@@ -92,7 +97,11 @@ def write_report(
     better = is_maximizing(records, maximize)
     answer = find_answer(records, maximize=better, dev_sizes=dev_sizes)
     savings = estimate_savings(
-        records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
+        records,
+        single_task_seconds=single_task_seconds,
+        attribution_seconds=attribution_seconds,
+        exhaustive_trials=exhaustive_trials,
+        stopped=stopped,
     )
     decided = _as_of_now(rule, records, better)
     audit = estimate_audit(records, maximize=better)
@@ -165,8 +174,7 @@ def _answer_html(answer: Answer, folder: str) -> str:
 
 
 def _headline(savings: Savings) -> str:
-    low, high = savings.estimated_seconds_saved_interval
-    interval = f"{savings.confidence:.0%} interval {number(low)} to {number(high)}"
+    interval = _interval(savings, savings.estimated_seconds_saved_interval)
     rows = [
         ("seconds spent", number(savings.seconds_spent), "measured"),
         ("    training of trials", number(savings.training_seconds), "measured"),
@@ -180,17 +188,39 @@ def _headline(savings: Savings) -> str:
             "estimated",
         ),
         ("seconds saved", number(savings.estimated_seconds_saved), f"estimated, {interval}"),
+        *_never_started_seconds(savings),
         ("share saved", number(savings.estimated_fraction_saved, "{:.1%}"), "estimated"),
         ("trials trained", str(savings.trials_trained), "counted"),
         ("    of these, audit trials", str(savings.trials_audited), "counted"),
         ("trials eliminated", str(savings.trials_eliminated), "counted"),
         ("trials failed", str(savings.trials_failed), "counted"),
+        *_never_started(savings),
         ("pairs trained", str(savings.pairs_trained), "counted"),
         ("pairs eliminated", str(savings.pairs_eliminated), "counted"),
     ]
-    return f'<p class="headline">{escape(savings.headline())}</p>' + table(
+    why = f"<p>Why it stopped: {escape(savings.stopped)}</p>" if savings.stopped else ""
+    return f'<p class="headline">{escape(savings.headline())}</p>{why}' + table(
         ("", "value", "how it is known"), rows, numeric=(1,)
     )
+
+
+def _interval(savings: Savings, of: tuple[float, float]) -> str:
+    return f"{savings.confidence:.0%} interval {number(of[0])} to {number(of[1])}"
+
+
+def _never_started_seconds(savings: Savings) -> list[tuple[str, str, str]]:
+    if savings.trials_never_started is None:
+        return []
+    interval = _interval(savings, savings.estimated_never_started_seconds_interval)
+    seconds = number(savings.estimated_never_started_seconds)
+    return [("    of these, of trials never started", seconds, f"estimated, {interval}")]
+
+
+def _never_started(savings: Savings) -> list[tuple[str, str, str]]:
+    if savings.trials_never_started is None:
+        return []
+    of = f"of {savings.exhaustive_trials} that the exhaustive search has"
+    return [("trials never started", str(savings.trials_never_started), of)]
 
 
 def _audited(audit: AuditEstimate) -> str:
@@ -239,7 +269,8 @@ ones too, of single-task training and of attribution.</li>
 <li><b>Seconds saved</b> are estimated. An eliminated trial never ran; it is taken to cost what
 trained trials like it cost. A regression tree over the hyperparameters groups trials of similar
 duration, and the mean of its group stands in. The interval is a bootstrap over those trials.
-Attribution and deciding are paid for.</li>
+Attribution and deciding are paid for. A trial that was never started, where the size of the
+exhaustive search is known, is taken to cost the mean of trained trials with a source.</li>
 <li><b>Measured gain</b> of a pair: its trials' values minus the mean value of the target's
 baseline trials with the same hyperparameters, else of all of them; positive is better.</li>
 <li><b>Score</b> and <b>probability</b> are predictions. Where there is a probability, the score is

@@ -581,7 +581,11 @@ def test_a_report_of_a_study(
     assert "All of mine" in out.read_text()
     told = answer(*command, "--rule", rule, "--single-task-seconds", 7, "--dev-size", 40)
     found = find_answer(records_from_study(optuna.load_study(study_name="mine", storage=storage)))
-    assert found.headline() in shown
+    assert found.headline() in " ".join(shown.split())
+    study = optuna.load_study(study_name="mine", storage=storage)
+    study.set_user_attr("transfer_pruner.settled", {"reason": "nothing more is expected"})
+    assert "Why it stopped: nothing more is expected" in fine(*command)
+    assert told["savings"]["exhaustive_trials"] == 9
     assert shown.index("behind") < shown.index("eliminated before training")
     for target in found.targets:
         assert target.best is not None

@@ -182,6 +182,22 @@ def test_what_the_search_found_stands_before_what_it_saved(
     assert saved["source"].tolist() == answer.table()["source"].tolist()
 
 
+def test_why_the_search_stopped_and_what_it_never_started_are_told(
+    tmp_path: Path, records: list[TrialRecord]
+) -> None:
+    ending = {"exhaustive_trials": len(records) + 5, "stopped": "of <no pair> more is expected"}
+    page = written(tmp_path / "report.html", records, **ending)
+    savings = estimate_savings(records, **ending)  # type: ignore[arg-type]
+    assert savings.headline() in page.words
+    assert "Why it stopped: of <no pair> more is expected" in page.words
+    assert page.cell("trials never started") == "5"
+    seconds = page.cell("of these, of trials never started")
+    assert seconds == f"{savings.estimated_never_started_seconds:,.1f}"
+    assert page.cell("of these, of trials never started", 2).startswith("estimated, 90% interval")
+    plain = written(tmp_path / "report.html", records)
+    assert "trials never started" not in [cells[0] for cells in plain.rows if cells]
+
+
 def test_every_figure_lies_beside_its_numbers(
     tmp_path: Path, records: list[TrialRecord], rule: EliminationRule
 ) -> None:
