@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from scores import LOOKED_AT_AGAIN, all_scores
 from sklearn.metrics import roc_auc_score
-from table import HERE, LOOKED, NO_SOURCE, Array, Measured, load
+from table import HERE, NO_SOURCE, Array, Measured, load, looked_at
 
 from transfer_pruner.plotting import savings_regret_curve, savings_regret_curve_data
 
@@ -143,14 +143,17 @@ def popularity_holds(data: Measured) -> float:
 ALONE, LOOK_AT_ALL = "attributions, nothing measured", "first look on dev"
 OURS = (ALONE, "attributions, fitted", "attributions and probing, fitted", "all, fitted")
 POPULAR_AGAIN, *AGAIN = (f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
-BASELINES = ("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation")
+BASELINES = (
+    *("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation"),
+    *("zero-shot, where heads fit", "linear probe"),
+)
 
 
 def print_differences(measured: dict[str, dict[str, Array]], console: Console) -> None:
     """Print by how much ours exceeds each baseline's Spearman and falls short of its regret."""
     baselines = [name for name in BASELINES if name in measured]
     printed = Table("Spearman minus that of", *baselines)
-    for ours in OURS:
+    for ours in (name for name in OURS if name in measured):
         differences = [
             interval(measured[ours]["Spearman"] - measured[name]["Spearman"]) for name in baselines
         ]
@@ -171,6 +174,12 @@ PROBED = (
     *("LogME", "H-score", "zero-shot average precision"),
     *("attributions and probing, equal weights", "attributions and probing, fitted"),
 )
+ONE_SCORE = {
+    "LogME": "logme",
+    "H-score": "h_score",
+    "zero-shot, where heads fit": "zero_shot",
+    "linear probe": "linear_probe",
+}
 
 
 @dataclass(frozen=True)
@@ -179,37 +188,43 @@ class Costs:
 
     Attributes
     ----------
-    attributions : float
-        To embed all tasks as sources and as targets, and to compare all pairs.
-    probing : float
-        To score every source's features and head on every target's few texts, in all four ways.
-    look : float
-        To score every source's model on every target's dev texts.
-    looked_at_again : float
-        To score `LOOKED` sources of every target there.
+    seconds : dict of str to float
+        ``attributions``: to embed all tasks as sources and as targets, and to compare all pairs.
+        ``probing``: to score every source's features and head on every target's few texts, in all
+        ways; or a proxy score's own where each was measured. ``look``: to score every source's
+        model on every target's dev texts. ``looked_at_again``: on those of a third of the pairs.
     """
 
-    attributions: float
-    probing: float
-    look: float
-    looked_at_again: float
+    seconds: dict[str, float]
 
     def of(self, name: str) -> float:
         """Seconds that a predictor of this name takes to rank all pairs."""
-        seconds = self.attributions if name.startswith(("attributions", "all")) else 0.0
+        spent = self.seconds["attributions"] if name.startswith(("attributions", "all")) else 0.0
+        if ONE_SCORE.get(name) in self.seconds:
+            return self.seconds[ONE_SCORE[name]]
         if name.startswith("all") or name in PROBED:
-            seconds += self.probing
+            spent += self.probing
         if name.endswith("looked at again"):
-            return seconds + self.looked_at_again
-        return seconds + self.look if "look" in name else seconds
+            return spent + self.seconds["looked_at_again"]
+        return spent + self.seconds["look"] if "look" in name else spent
+
+    @property
+    def probing(self) -> float:
+        """Seconds of all proxy scores; where each was measured, the models are run once."""
+        if "probing" in self.seconds:
+            return self.seconds["probing"]
+        of_scores = [self.seconds[x] for x in ("h_score", "logme", "linear_probe")]
+        return sum(of_scores) - 2 * self.seconds["running"]
 
 
 def read_costs(file: Path, seeds: list[int]) -> Costs:
     """Take what features.py measured, or what it said when it did not write that down."""
     if not file.exists():
-        return Costs(OVERHEAD * len(seeds), 0.0, 0.0, 0.0)
-    seconds = pd.read_csv(file, index_col="seed").loc[seeds]
-    return Costs(**{field.name: float(seconds[field.name].sum()) for field in fields(Costs)})
+        return Costs({"attributions": OVERHEAD * len(seeds)} | dict.fromkeys(NOT_TOLD, 0.0))
+    return Costs(dict(pd.read_csv(file, index_col="seed").loc[seeds].sum()))
+
+
+NOT_TOLD = ("probing", "look", "looked_at_again")
 
 
 def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
@@ -217,7 +232,7 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
     n = len(data.tasks)
     rows = []
     for name in (name for name in ON_CURVE if name in made):
-        for k in range(LOOKED + 1 if name.endswith("looked at again") else n):
+        for k in range(looked_at(n) + 1 if name.endswith("looked at again") else n):
             saved = data.share_saved(k, costs.of(name))
             rows.append((name, k, saved, data.regret(made[name], k).mean()))
     rng = np.random.default_rng(0)
@@ -252,14 +267,17 @@ def draw(
     pairs = data.features.loc[first, ["source", "target"]]
     apart = pairs["source"] != pairs["target"]
     parts = []
-    drawn = ("popularity", "attributions, nothing measured", "attributions, fitted", *AGAIN[1:])
+    drawn = (
+        *("popularity", "attributions, nothing measured", "attributions, fitted"),
+        *("attributions, fitted, looked at again", "all, fitted, looked at again"),
+    )
     for name in drawn:
         if name in made:
             scores = pairs.assign(score=made[name].mean(axis=0).ravel())[apart]
             seconds = costs.of(name)
             part = savings_regret_curve_data(trials, {name: scores}, attribution_seconds=seconds)
             if name in AGAIN:
-                part = part[~(part["sources_kept"] > LOOKED)]
+                part = part[~(part["sources_kept"] > looked_at(len(data.tasks)))]
             parts.append(part[part["way"] == name] if parts else part)
     return savings_regret_curve(pd.concat(parts, ignore_index=True))
 
@@ -328,7 +346,7 @@ def main() -> None:
         costs = read_costs(file, sorted(data.features["seed"].unique()))
         for regime in options.regimes:
             out = "source and target" if regime == "both" else regime
-            made = all_scores(data, regime, LOOKED)
+            made = all_scores(data, regime, looked_at(len(data.tasks)))
             report(data, made, console, f"{way} transfer, {metric} on {split}, {out} left out")
             if regime != "target":
                 continue

@@ -45,7 +45,7 @@ def embedded(
         name = file.stem.removeprefix("source-0-")
         if name in done:
             continue
-        top = encoder.new_top(options.trainable, seed=0)
+        top = encoder.new_top(options.trainable)
         state = torch.load(file, weights_only=True)
         state.pop("seconds")
         top.load_state_dict(state)

@@ -1,7 +1,7 @@
 """MiniLM with its lower blocks frozen: their activations are computed once and kept on disk.
 
-What is trained is the blocks above, mean pooling and a linear head with one logit. Texts of a batch
-are laid end to end, each attending to itself alone, so that short ones cost no padding.
+What is trained is the blocks above, mean pooling and a linear head. Texts of a batch are laid end
+to end, each attending to itself alone, so that short ones cost no padding.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ def minilm() -> Path:
 class Top(nn.Module):
     """The trainable part: the encoder's last blocks and a head."""
 
-    def __init__(self, blocks: nn.ModuleList, width: int, seed: int) -> None:
+    def __init__(self, blocks: nn.ModuleList, head: nn.Linear) -> None:
         super().__init__()
-        self.blocks = blocks
-        self.head = new_head(width, seed)
+        self.blocks, self.head = blocks, head
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Map activations (tokens, width) of texts laid end to end to logits (texts,)."""
+        """Map activations (tokens, width) of texts laid end to end to logits (texts, outputs)."""
+        return self.head(self.pooled(hidden, lengths))
+
+    def pooled(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Map the same to what the head takes, (texts, width)."""
         if bool((lengths == lengths[0]).all()):
             hidden = self._encoded(hidden.unflatten(0, (len(lengths), -1)), None).float()
-            return self.head(hidden.mean(dim=1)).squeeze(-1)
+            return hidden.mean(dim=1)
         text_of_token = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         same = text_of_token[:, None] == text_of_token[None, :]
         mask = torch.where(same, 0.0, torch.finfo(hidden.dtype).min)[None, None]
         (hidden,) = self._encoded(hidden[None], mask).float()
         pooled = torch.zeros(len(lengths), hidden.shape[-1])
-        pooled = pooled.index_add(0, text_of_token, hidden) / lengths[:, None]
-        return self.head(pooled).squeeze(-1)
+        return pooled.index_add(0, text_of_token, hidden) / lengths[:, None]
 
     def _encoded(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.blocks:
@@ -58,18 +60,18 @@ class Top(nn.Module):
         return hidden
 
 
-def new_head(width: int, seed: int) -> nn.Linear:
+def new_head(width: int, n_outputs: int, seed: int) -> nn.Linear:
     generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(width, 1)
+    head = nn.Linear(width, n_outputs)
     nn.init.normal_(head.weight, std=0.02, generator=generator)
     nn.init.zeros_(head.bias)
     return head
 
 
-def new_top(n_trainable: int, seed: int) -> Top:
+def new_top(n_trainable: int, n_outputs: int = 1, seed: int = 0) -> Top:
     encoder = AutoModel.from_pretrained(minilm(), local_files_only=True)
     blocks = encoder.encoder.layer[len(encoder.encoder.layer) - n_trainable :]
-    return Top(nn.ModuleList(blocks), encoder.config.hidden_size, seed)
+    return Top(nn.ModuleList(blocks), new_head(encoder.config.hidden_size, n_outputs, seed))
 
 
 @dataclass(frozen=True)
@@ -132,24 +134,42 @@ def half_precision(enabled: bool) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
+class OfRows(nn.Module):
+    """The model as a function of rows of texts, (n, 1): those of one length go through together."""
+
+    def __init__(self, top: Top, activations: Activations) -> None:
+        super().__init__()
+        self.top, self.activations = top, activations
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map rows (n, 1) to logits (n, outputs)."""
+        return self.top.head(self.features(rows[:, 0].numpy()))
+
+    def features(self, chosen: NDArray[np.int64]) -> Tensor:
+        """Compute what the head takes, (n, width)."""
+        lengths = self.activations.starts[chosen + 1] - self.activations.starts[chosen]
+        pooled = torch.empty(len(chosen), self.top.head.in_features)
+        for length in np.unique(lengths):
+            same = np.flatnonzero(lengths == length)
+            for chunk in np.array_split(same, -(-len(same) // 64)):
+                pooled[chunk] = self.top.pooled(*self.activations.batch(chosen[chunk])).float()
+        return pooled
+
+
 @torch.no_grad()
 def logits(top: Top, activations: Activations, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Score texts, those of one length together."""
-    top.eval()
-    lengths = activations.starts[rows + 1] - activations.starts[rows]
-    scores = np.empty(len(rows), dtype=np.float32)
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length)
-        for chunk in np.array_split(same, -(-len(same) // 64)):
-            scores[chunk] = top(*activations.batch(rows[chunk])).float().numpy()
-    return scores
+    """Score texts: (texts, outputs)."""
+    values: Tensor = OfRows(top, activations).eval()(torch.from_numpy(rows)[:, None])
+    return values.float().numpy()
 
 
 class WholeModel(BertForSequenceClassification):
-    """The same classifier from word embeddings to logit, as `embed_text` takes it."""
+    """The same classifier from word embeddings to logits, as `embed_text` takes it."""
 
     def __init__(self, top: Top) -> None:
-        config = AutoConfig.from_pretrained(minilm(), local_files_only=True, num_labels=1)
+        config = AutoConfig.from_pretrained(
+            minilm(), local_files_only=True, num_labels=top.head.out_features
+        )
         super().__init__(config)
         encoder = AutoModel.from_pretrained(minilm(), local_files_only=True)
         self.bert.load_state_dict(encoder.state_dict())

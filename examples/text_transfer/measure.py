@@ -1,8 +1,10 @@
-"""Measure transfer between all tasks of a CSV: what the benchmark's table comes from.
+"""Measure transfer between text tasks, all ordered pairs: what the benchmarks' tables come from.
 
     python examples/text_transfer/measure.py --train train.csv --test test.csv --out trec-is-4
+    python examples/text_transfer/measure.py --folder mixed --out mixed
 
-For every seed: a single-task model for each task as a source, the single-task baseline of each task
+The tasks are the labels of a CSV of texts with several labels each, or the CSVs of a folder. For
+every seed: a single-task model for each task as a source, the single-task baseline of each task
 as a target with few labels, and every ordered pair, at every learning rate, by sequential and by
 joint transfer. A unit of work is one source with all targets; what is finished stays, so the
 command can be stopped and given again. Seconds are seconds of CPU.
@@ -15,7 +17,7 @@ import copy
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -27,26 +29,40 @@ import torch
 from encoder import Activations, Top
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 from tasks import Rows, Tasks
-from torch import nn
+from torch import Tensor, nn
 
 WAYS = ("sequential", "joint")
-SPLITS = ("dev", "test", "shifted")
 NO_SOURCE = "(none)"
 
 
 @dataclass(frozen=True)
 class Regime:
-    """Sizes and budgets, chosen on a pilot with a split of its own (README.md)."""
+    """Sizes and budgets, chosen on pilots with splits of their own (README.md).
 
-    source_positives: int = 375
+    Sizes are what the tasks say: positives of a label; or texts, of a target those of each class.
+    """
+
+    source_size: int
+    target_size: int
+    target_epochs: int
+    most_steps: int
+    dev_size: int
+    test_size: int
     source_epochs: int = 3
     source_lr: float = 3e-4
     source_batch: int = 32
-    target_positives: int = 16
-    target_epochs: int = 6
     target_batch: int = 16
-    dev_positives: int = 60
-    test_positives: int = 120
+
+    def epochs(self, n_rows: int) -> int:
+        """Epochs over a target's texts, fewer than it should be where that takes too many steps."""
+        steps = -(-n_rows // self.target_batch)
+        return min(self.target_epochs, max(1, self.most_steps // steps))
+
+
+OF_LABELS = Regime(375, 16, 6, 10_000, 60, 120)
+OF_FILES = Regime(1000, 4, 15, 30, 160, 320, source_epochs=2)
+MOST_TEXTS = 160
+"""Of a target with many classes."""
 
 
 class Bench:
@@ -54,23 +70,23 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
-        self.regime = Regime(
-            target_positives=options.target_positives, target_epochs=options.target_epochs
-        )
+        self.regime = regime(options)
         self.out: Path = options.out
         self.lrs: list[float] = options.lr
         self.half: bool = options.half
         self.n_trainable: int = options.trainable
         self.tasks = read(options)
         self.names = options.tasks or self.tasks.names
+        self.targets = options.targets or self.names
         self.activations = encoder.cached_activations(self.tasks.texts, self.out, self.n_trainable)
-        self.base = encoder.new_top(self.n_trainable, seed=0)
-        positives = dict.fromkeys(SPLITS, self.regime.test_positives)
-        positives["dev"] = self.regime.dev_positives
+        self.base = encoder.new_top(self.n_trainable)
+        sizes = {"dev": self.regime.dev_size}
         self.scored = {
-            (task, split): self.tasks.sample(task, split, positives[split])
+            (task, split): self.tasks.scored_rows(
+                task, split, sizes.get(split, self.regime.test_size)
+            )
             for task in self.names
-            for split in SPLITS
+            for split in self.tasks.splits
         }
 
     def unit(self, way: str, seed: int, source: str) -> None:
@@ -80,14 +96,14 @@ class Bench:
             return
         top = self.source_model(source, seed) if source != NO_SOURCE else None
         rows = []
-        for target, lr in product(self.names, self.lrs):
+        for target, lr in product(self.targets, self.lrs):
             if target == source:
                 continue
             started = time.process_time()
             if way == "joint":
                 model, losses = self.train_jointly(source, target, lr, seed)
             else:
-                model, losses = self.train_target(top, target, lr, seed)
+                model, losses = self.train_target(top, source, target, lr, seed)
             training = time.process_time() - started
             scores, scoring = self.scores(model, target)
             rows.append(
@@ -104,9 +120,9 @@ class Bench:
     def source_model(self, source: str, seed: int) -> Top:
         """Train the single-task model of a source, or take it from the folder."""
         file = self.out / "models" / f"source-{seed}-{source}.pt"
-        top = copy.deepcopy(self.base)
+        top = self.new_top(source, 0)
         if not file.exists():
-            rows = self.tasks.sample(source, "pool", self.regime.source_positives, 100 + seed)
+            rows = self.tasks.source_rows(source, self.regime.source_size, seed)
             regime, started = self.regime, time.process_time()
             train(
                 top,
@@ -129,21 +145,34 @@ class Bench:
         top.load_state_dict(state)
         return top
 
-    def train_target(
-        self, source: Top | None, target: str, lr: float, seed: int
-    ) -> tuple[Top, list[float]]:
-        """Fine-tune on the target's few texts: from the source with its head, or from neither."""
-        top = copy.deepcopy(self.base if source is None else source)
+    def new_top(self, task: str, seed: int) -> Top:
+        """Take the pretrained encoder with a new head for a task."""
+        top = copy.deepcopy(self.base)
+        top.head = encoder.new_head(top.head.in_features, self.tasks.n_outputs(task), seed)
+        return top
+
+    def start(self, source: Top | None, name: str, target: str, seed: int) -> Top:
+        """From the source, with its head if that has the target's labels; or from neither."""
         if source is None:
-            top.head = encoder.new_head(top.head.in_features, seed)
-        rows = self.tasks.sample(target, "pool", self.regime.target_positives, seed)
+            return self.new_top(target, seed)
+        top = copy.deepcopy(source)
+        if not self.tasks.same_labels(name, target):
+            top.head = self.new_top(target, seed).head
+        return top
+
+    def train_target(
+        self, source: Top | None, name: str, target: str, lr: float, seed: int
+    ) -> tuple[Top, list[float]]:
+        """Fine-tune on the target's few texts, from a source of this name or from the encoder."""
+        top = self.start(source, name, target, seed)
+        rows = self.tasks.target_rows(target, self.regime.target_size, seed)
         losses = train(
             top,
             self.activations,
             rows,
             self.labels(target, rows),
             lr=lr,
-            epochs=self.regime.target_epochs,
+            epochs=self.regime.epochs(len(rows)),
             batch=self.regime.target_batch,
             seed=seed,
             half=self.half,
@@ -154,13 +183,12 @@ class Bench:
         self, source: str, target: str, lr: float, seed: int
     ) -> tuple[Top, list[float]]:
         """Train the encoder on both with a head each: as many fresh source as target texts."""
-        top = copy.deepcopy(self.base)
-        top.head = encoder.new_head(top.head.in_features, seed)
-        other = copy.deepcopy(top)
+        top, other = self.new_top(target, seed), self.new_top(source, seed)
         other.blocks = top.blocks
-        rows = self.tasks.sample(target, "pool", self.regime.target_positives, seed)
-        pool = self.tasks.sample(source, "pool", self.regime.source_positives, 100 + seed)
-        repeats = -(-len(rows) * self.regime.target_epochs // len(pool))
+        rows = self.tasks.target_rows(target, self.regime.target_size, seed)
+        pool = self.tasks.source_rows(source, self.regime.source_size, seed)
+        epochs = self.regime.epochs(len(rows))
+        repeats = -(-len(rows) * epochs // len(pool))
         source_rows = np.concatenate([pool] * repeats)
         losses = train(
             top,
@@ -168,7 +196,7 @@ class Bench:
             rows,
             self.labels(target, rows),
             lr=lr,
-            epochs=self.regime.target_epochs,
+            epochs=epochs,
             batch=self.regime.target_batch,
             seed=seed,
             half=self.half,
@@ -176,46 +204,64 @@ class Bench:
         )
         return top, losses
 
-    def labels(self, task: str, rows: Rows) -> torch.Tensor:
-        """1 for a positive of the task, else 0, as the loss takes them."""
-        return torch.from_numpy(self.tasks.positive(task, rows).astype(np.float32))
+    def labels(self, task: str, rows: Rows) -> Tensor:
+        """Give the class of each row."""
+        return torch.from_numpy(self.tasks.truth(task, rows))
 
     def logits(self, top: Top, target: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which of a target's texts in a split are positive, and the model's logits of them."""
+        """Give the classes of a target's texts in a split, and the model's logits of them."""
         rows = self.scored[target, split]
         with encoder.half_precision(self.half):
-            return self.tasks.positive(target, rows), encoder.logits(top, self.activations, rows)
+            return self.tasks.truth(target, rows), encoder.logits(top, self.activations, rows)
 
     def scores(self, top: Top, target: str) -> tuple[dict[str, float], float]:
-        """F1 of the positive class, the threshold chosen on dev, and average precision.
+        """Score a model on every split of a target.
 
-        Beside them the seconds of the scoring on dev, which a search by dev has to pay too.
+        Of a label: F1 of the positive class, the threshold chosen on dev, and average precision. Of
+        classes: macro F1 and accuracy. Beside them the seconds of the scoring on dev, which a
+        search by dev has to pay too.
         """
         scores = {}
         threshold, on_dev, started = 0.0, 0.0, time.process_time()
-        for split in SPLITS:
+        for split in self.tasks.splits:
             truth, logits = self.logits(top, target, split)
+            if logits.shape[1] == 1:
+                logits = logits[:, 0]
+                threshold = best_threshold(truth, logits) if split == "dev" else threshold
+                of_split = of_label(truth, logits, threshold)
+            else:
+                of_split = of_classes(truth, logits)
             if split == "dev":
-                threshold = best_threshold(truth, logits)
                 on_dev = time.process_time() - started
-            scores[f"{split}_f1"] = float(f1_score(truth, logits >= threshold))
-            scores[f"{split}_f1_at_half"] = float(f1_score(truth, logits >= 0, zero_division=0.0))
-            scores[f"{split}_ap"] = float(average_precision_score(truth, logits))
+            scores |= {f"{split}_{name}": float(value) for name, value in of_split.items()}
         return scores, on_dev
+
+
+def of_label(truth: np.ndarray, logits: np.ndarray, threshold: float) -> dict[str, float]:
+    return {
+        "f1": f1_score(truth, logits >= threshold),
+        "f1_at_half": f1_score(truth, logits >= 0, zero_division=0.0),
+        "ap": average_precision_score(truth, logits),
+    }
+
+
+def of_classes(truth: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    said = logits.argmax(axis=1)
+    return {"f1": f1_score(truth, said, average="macro"), "accuracy": np.mean(truth == said)}
 
 
 def train(
     top: Top,
     activations: Activations,
     rows: Rows,
-    labels: torch.Tensor,
+    labels: Tensor,
     *,
     lr: float,
     epochs: int,
     batch: int,
     seed: int,
     half: bool = False,
-    beside: tuple[Top, Rows, torch.Tensor] | None = None,
+    beside: tuple[Top, Rows, Tensor] | None = None,
 ) -> list[float]:
     """Train in place, learning rate falling to 0; return each epoch's mean loss on `rows`.
 
@@ -250,9 +296,11 @@ def train(
     return losses
 
 
-def _loss(top: Top, activations: Activations, rows: Rows, labels: torch.Tensor) -> torch.Tensor:
+def _loss(top: Top, activations: Activations, rows: Rows, labels: Tensor) -> Tensor:
     logits = top(*activations.batch(rows)).float()
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    if logits.shape[1] > 1:
+        return nn.functional.cross_entropy(logits, labels)
+    return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
 
 
 def best_threshold(truth: np.ndarray, logits: np.ndarray) -> float:
@@ -262,7 +310,18 @@ def best_threshold(truth: np.ndarray, logits: np.ndarray) -> float:
 
 
 def read(options: argparse.Namespace) -> Tasks:
-    return tasks_module.read_tasks(
+    if options.folder is not None:
+        return tasks_module.read_folder(
+            options.folder,
+            options.text_column,
+            options.label_column,
+            options.split_column,
+            MOST_TEXTS,
+            options.split_seed,
+        )
+    if options.train is None or options.test is None:
+        raise SystemExit("give --folder, or --train and --test.")
+    return tasks_module.read_many_labels(
         options.train,
         options.test,
         options.text_column,
@@ -272,12 +331,21 @@ def read(options: argparse.Namespace) -> Tasks:
     )
 
 
+def regime(options: argparse.Namespace) -> Regime:
+    usual = OF_LABELS if options.folder is None else OF_FILES
+    given = {
+        name: getattr(options, name)
+        for name in ("target_size", "target_epochs", "most_steps")
+        if getattr(options, name) is not None
+    }
+    return replace(usual, **given)
+
+
 _bench: Bench
 
 
 def _start(options: argparse.Namespace) -> None:
     global _bench
-    os.nice(15)
     _bench = Bench(options)
 
 
@@ -303,20 +371,30 @@ def collect(out: Path) -> pd.DataFrame:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=Path, required=True, help="CSV of the pool, dev and test")
-    parser.add_argument("--test", type=Path, required=True, help="CSV of the shifted test split")
+    parser.add_argument("--folder", type=Path, help="of one CSV a task: text, label, split")
+    parser.add_argument("--train", type=Path, help="CSV of the pool, dev and test")
+    parser.add_argument("--test", type=Path, help="CSV of the shifted test split")
     parser.add_argument("--out", type=Path, required=True, help="folder of what is finished")
     parser.add_argument("--text-column", default="text")
-    parser.add_argument("--labels-column", default="labels")
+    parser.add_argument("--label-column", default="label", help="in the CSVs of --folder")
+    parser.add_argument("--split-column", default="split", help="in the CSVs of --folder")
+    parser.add_argument("--labels-column", default="labels", help="in --train and --test")
     parser.add_argument("--separator", default="|", help="between a text's labels")
-    parser.add_argument("--tasks", nargs="+", help="only these labels")
+    parser.add_argument("--tasks", nargs="+", help="only these")
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--trainable", type=int, default=encoder.N_TRAINABLE, help="encoder blocks")
-    parser.add_argument("--target-positives", type=int, default=Regime.target_positives)
-    parser.add_argument("--target-epochs", type=int, default=Regime.target_epochs)
+    parser.add_argument("--targets", nargs="+", help="only these as targets")
+    parser.add_argument(
+        "--target-size",
+        "--target-positives",
+        type=int,
+        help="labelled positives of a target, or texts of each class; 0: its whole train split",
+    )
+    parser.add_argument("--target-epochs", type=int)
+    parser.add_argument("--most-steps", type=int, help="of a target: fewer epochs if it has many")
     parser.add_argument("--half", action="store_true", help="multiply in bfloat16: faster")
     parser.add_argument("--table", type=Path, help="CSV of an earlier run of this command: go on")
     parser.add_argument("--workers", type=int, default=os.cpu_count())

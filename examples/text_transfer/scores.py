@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,22 @@ ATTRIBUTIONS = (
     *("tokens_cosine", "change_correlation"),
 )
 LOOK = "look"
-"""Average precision of the source's model, head and all, on the target's dev texts: a trial of no
-step."""
-PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc")
+"""Proxy score on the target's dev texts by which sources are ranked anew: of labels the average
+precision of the source's model, head and all, a trial of no step; of classes, a linear probe's
+score."""
+PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc", "zero_shot", "linear_probe")
 LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
+COLUMNS = {
+    "source size": "source_size",
+    "label correlation": "label_correlation",
+    "zero-shot average precision": "zero_shot_ap",
+    "zero-shot, where heads fit": "zero_shot",
+    "LogME": "logme",
+    "H-score": "h_score",
+    "linear probe": "linear_probe",
+    "first look on dev": LOOK,
+}
+"""What is a column of the features, where they have it."""
 
 
 def columns_of(features: pd.DataFrame, kinds: tuple[str, ...]) -> list[str]:
@@ -95,6 +108,14 @@ def of_column(data: Measured, name: str) -> Array:
     return data.features[name].to_numpy(dtype=float).reshape(data.dev_gain.shape)
 
 
+def where_given(data: Measured, name: str) -> Array:
+    """Take a column, a pair without a value as the least of its target's, or of all."""
+    values = of_column(data, name)
+    least = np.where(np.isnan(values), np.inf, values).min(axis=2, keepdims=True)
+    least = np.where(np.isinf(least), 0.0, least)
+    return np.where(np.isnan(values) & ~np.eye(len(data.tasks), dtype=bool), least, values)
+
+
 def equal_weights(data: Measured, columns: list[str]) -> Array:
     """Add up columns, each standardised over the sources of a target: nothing is learnt."""
     total = np.zeros(data.dev_gain.shape)
@@ -131,6 +152,7 @@ LOOKED_AT_AGAIN = {
     "popularity": "popularity",
     "attributions": "attributions, nothing measured",
     "attributions, fitted": "attributions, fitted",
+    "attributions, Gaussian process": "attributions, Gaussian process",
     "all, fitted": "all, fitted",
 }
 
@@ -140,20 +162,19 @@ Scores = Callable[[Measured, str], Array]
 def predictors(features: pd.DataFrame) -> dict[str, Scores]:
     """Name what is compared."""
     attributions = columns_of(features, ATTRIBUTIONS)
-    everything = [*attributions, *PROBING, *LABELS]
+    probing = columns_of(features, PROBING)
+    everything = [*attributions, *probing, *columns_of(features, LABELS)]
     trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, random_state=0)
     ridge = make_pipeline(
         SimpleImputer(keep_empty_features=True),
         StandardScaler(),
         RidgeCV(alphas=np.logspace(-1, 4, 11)),
     )
-    scored: dict[str, Scores] = {
-        "source size": lambda data, _: of_column(data, "source_size"),
-        "popularity": popularity,
-        "label correlation": lambda data, _: of_column(data, "label_correlation"),
-        "zero-shot average precision": lambda data, _: of_column(data, "zero_shot_ap"),
-        "LogME": lambda data, _: of_column(data, "logme"),
-        "H-score": lambda data, _: of_column(data, "h_score"),
+    scored: dict[str, Scores] = {"popularity": popularity}
+    for name, column in COLUMNS.items():
+        if column in features:
+            scored[name] = partial(_as_it_is, column)
+    scored |= {
         "attributions, nothing measured": lambda data, _: of_column(data, "attribution_score"),
         "attributions and probing, equal weights": lambda data, _: equal_weights(
             data, ["attribution_score", "logme", "zero_shot_auc"]
@@ -164,20 +185,24 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
             data, regime, attributions, trees
         ),
         "attributions and probing, fitted": lambda data, regime: fitted(
-            data, regime, [*attributions, *PROBING], ridge
+            data, regime, [*attributions, *probing], ridge
         ),
         "all, fitted": lambda data, regime: fitted(data, regime, everything, ridge),
         "all, Gaussian process": lambda data, regime: fitted(data, regime, everything),
         "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
+        "all and the look, fitted": lambda data, regime: fitted(
+            data, regime, [*everything, LOOK], ridge
+        ),
     }
-    if LOOK in features:
-        scored |= {
-            "first look on dev": lambda data, _: of_column(data, LOOK),
-            "all and the look, fitted": lambda data, regime: fitted(
-                data, regime, [*everything, LOOK], ridge
-            ),
-        }
+    if "zero_shot_auc" not in features:
+        del scored["attributions and probing, equal weights"]
+    if LOOK not in features:
+        del scored["all and the look, fitted"]
     return scored
+
+
+def _as_it_is(column: str, data: Measured, _: str) -> Array:
+    return where_given(data, column)
 
 
 def all_scores(

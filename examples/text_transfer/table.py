@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 HERE = Path(__file__).parent
 NO_SOURCE = "(none)"
 LOOKED = 8
-"""Sources of a target that are looked at again, where they are; chosen on dev (README.md)."""
+"""Sources of a target that are looked at again, of 24; chosen on dev of TREC-IS (README.md)."""
 Array = NDArray[np.float64]
 
 
@@ -87,6 +87,11 @@ class Measured:
         pairs, alone = np.nansum(self.seconds), self.baseline_seconds.sum()
         kept = pairs * k / (len(self.tasks) - 1)
         return float(1 - (overhead + alone + kept) / (alone + pairs))
+
+
+def looked_at(n_tasks: int) -> int:
+    """How many of a target's sources are looked at again: of fewer, as large a share."""
+    return round((n_tasks - 1) * LOOKED / 24)
 
 
 def ranks(scores: Array) -> NDArray[np.intp]:
