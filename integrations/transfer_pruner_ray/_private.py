@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transfer_pruner_ray.marks import with_value
+
 
 def metric_and_mode(results: object) -> tuple[str | None, str | None]:
     """Tell what the Tuner of a ResultGrid optimised, which it says in no public way."""
@@ -63,6 +65,97 @@ def end_unstarted(tune_controller: Any, trial: Any, result: dict[str, Any]) -> N
     controller._mark_trial_to_checkpoint(trial)
     # Frees the searcher's slot, where trials at a time are limited.
     controller.search_alg.on_trial_complete(trial.trial_id)
+
+
+def own_space(searcher: Any) -> dict[str, Any]:
+    """Find the search space that an OptunaSearch was made with, as Tune writes one."""
+    from ray import tune
+
+    space = getattr(_innermost(searcher), "_space", None)
+    if not _is_a(searcher, "OptunaSearch") or not isinstance(space, dict):
+        return {}
+    # What is no choice cannot be counted here.
+    return {
+        name: tune.choice(of.choices) if hasattr(of, "choices") else tune.uniform(0, 1)
+        for name, of in space.items()
+    }
+
+
+def is_given(searcher: Any, trial_id: str) -> bool:
+    """Whether somebody has said that a search algorithm is to suggest just this."""
+    base = _innermost(searcher)
+    if not _is_a(searcher, "OptunaSearch"):
+        return False
+    trials = base._ot_study.get_trials(deepcopy=False)
+    return "fixed_params" in trials[base._ot_trials[trial_id].number].system_attrs
+
+
+def told_of(
+    searcher: Any, trial_id: str, suggested: Mapping[str, Any], pair: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Have a search algorithm take another pair for the one that it suggested.
+
+    OptunaSearch and HyperOptSearch know the trial by its new pair from here on. Other algorithms
+    cannot be told, and go on with what they suggested.
+
+    Parameters
+    ----------
+    searcher : ray.tune.search.Searcher
+    trial_id : str
+        Under which it suggested.
+    suggested : mapping
+        Nested.
+    pair : mapping of str to value
+        Parameters of the new pair, nested ones as ``a/b``.
+
+    Returns
+    -------
+    dict
+        The suggestion with the new pair.
+    """
+    changed = dict(suggested)
+    for name, value in pair.items():
+        changed = with_value(changed, name, value)
+    base = _innermost(searcher)
+    if _is_a(searcher, "OptunaSearch"):
+        from optuna.trial import TrialState
+
+        before = base._ot_trials.pop(trial_id)
+        known = {name: value for name, value in pair.items() if name in before.params}
+        # It takes what is enqueued for its next trial, under the name of this one.
+        base._ot_study.enqueue_trial(before.params | known)
+        changed = base.suggest(trial_id)
+        base._ot_study.tell(before, state=TrialState.FAIL)
+    elif _is_a(searcher, "HyperOptSearch"):
+        _, document = base._live_trial_mapping[trial_id]
+        values = document["misc"]["vals"]
+        for name in (name for name in pair if name in values):
+            options = [option.obj for option in _at(base._space, name).pos_args[1:]]
+            values[name] = [options.index(pair[name])]
+    return changed
+
+
+def _at(space: Any, name: str) -> Any:
+    for key in name.split("/"):
+        space = space[key]
+    return space
+
+
+def chain(searcher: Any) -> list[Any]:
+    """List a search algorithm and those inside it."""
+    found = [searcher]
+    while hasattr(found[-1], "searcher"):
+        found.append(found[-1].searcher)
+    return found
+
+
+def _innermost(searcher: Any) -> Any:
+    return chain(searcher)[-1]
+
+
+def _is_a(searcher: Any, name: str) -> bool:
+    """Whether a search algorithm is of a class that not everybody has installed."""
+    return any(cls.__name__ == name for cls in type(_innermost(searcher)).__mro__)
 
 
 def _unwrapped(tune_controller: Any) -> Any:

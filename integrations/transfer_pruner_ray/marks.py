@@ -56,8 +56,13 @@ def split_audit(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def with_audit(config: Mapping[str, Any], beside: str, fingerprint: str) -> dict[str, Any]:
     """Mark a nested configuration as an audit, in the dict that holds the parameter `beside`."""
-    head, _, rest = beside.partition("/")
+    return with_value(config, beside.rpartition("/")[0] + "/" + AUDIT, fingerprint)
+
+
+def with_value(config: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Put a value into a nested configuration, dicts that lead there included."""
+    head, _, rest = name.lstrip("/").partition("/")
     if not rest:
-        return {**config, AUDIT: fingerprint}
+        return {**config, head: value}
     inner = config.get(head)
-    return {**config, head: with_audit(inner if isinstance(inner, dict) else {}, rest, fingerprint)}
+    return {**config, head: with_value(inner if isinstance(inner, dict) else {}, rest, value)}

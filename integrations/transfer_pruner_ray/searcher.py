@@ -1,8 +1,8 @@
-"""A search algorithm of Tune's that is asked again until its pair is kept.
+"""A search algorithm of Tune's whose trials have the pair that is worth most, or one that is kept.
 
 What it must satisfy: the algorithm hears of every trial under the name it gave it, of a rejected
-one that it failed, and of no other difference; any number of Tune's wrappers may stand outside and
-inside; and what is counted and learnt is in Tune's checkpoints.
+one that it failed, and of a pair that was changed wherever it can be told; any number of Tune's
+wrappers may stand outside and inside; and what is counted and learnt is in Tune's checkpoints.
 """
 
 from __future__ import annotations
@@ -12,40 +12,55 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray.tune.search import Searcher
+from ray.tune.search import Repeater, Searcher
 from ray.tune.search.sample import Domain
 
 from transfer_pruner.files import write_atomically
-from transfer_pruner.records import Recorder, TrialRecord
-from transfer_pruner.rule.current import CurrentRule, Finished
+from transfer_pruner.records import Recorder
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.tried import NextPair
 from transfer_pruner.rule.verdict import Verdict
 from transfer_pruner.tasks import PairParams, SourceParam
-from transfer_pruner_ray.deciding import (
-    PassedOver,
-    TuneDecider,
-    evidence_of,
-    refuse_hidden,
-    rule_of_now,
-)
+from transfer_pruner_ray import _private
+from transfer_pruner_ray.deciding import PassedOver, refuse_hidden
+from transfer_pruner_ray.history import History, PairSpace, value_of
 from transfer_pruner_ray.marks import Pair, flat, with_audit
 
 _STATE_SUFFIX = ".transfer.json"
 _TIMES = 5
+# As often as Optuna's samplers are asked for hyperparameters that a pair has not had.
+_TIMES_ASKED = 10
 
 
 class TransferSearcher(Searcher):
-    """Ask a search algorithm again until it suggests a pair that the rule keeps.
+    """Give the trials of a search algorithm the pair that is worth most, or one that is kept.
 
     For OptunaSearch, HyperOptSearch, TuneBOHB and kin, inside or outside a ConcurrencyLimiter, and
-    inside a Repeater. All of ``num_samples`` trials are trials that run. The algorithm is told that
-    a rejected trial failed, so its model rests on measured trials only; from the fifth time on that
-    one pair comes in a row of rejected ones, that it was as bad as the worst trial so far.
+    inside a Repeater. All of ``num_samples`` trials are trials that run.
+
+    With a `LearningRule` the pair is the surviving one of the highest `Decision.priority`, over all
+    targets or the one that is given, and of the algorithm's suggestion the other parameters are
+    taken: it is asked up to ten times for such as the pair has not had. Every target's single-task
+    baseline comes first, since gains need one. Pairs of running trials come after all others of
+    positive priority; so do those that three trials have left without a result, and, last, those
+    that were tried at every setting that there is. No random number chooses the pair. With a rule
+    that does not learn, suggestions that it keeps stand; an eliminated pair gives way to the
+    surviving one of its target that has had the fewest trials, the best-scored of these.
+
+    OptunaSearch and HyperOptSearch know the trial by its new pair (in Optuna's study a failed trial
+    is left of each suggestion that was changed, and a model that is slow to ask is asked twice).
+    Other algorithms cannot be told, and hear the result as of the pair that they suggested. Where
+    the pair stands apart in no ``tune.choice`` of the space (a define-by-run space, several
+    sources, a pattern), where the rule tells no order of it, and around a Repeater, the algorithm
+    is asked again until its pair is kept. It is told that a rejected trial failed, so its model
+    rests on measured trials only; from the fifth time on that one pair comes in a row of rejected
+    ones, that it was as bad as the worst trial so far.
+
+    What the user has enqueued in an OptunaSearch (``points_to_evaluate``) stands if it is kept.
 
     Parameters
     ----------
@@ -58,7 +73,9 @@ class TransferSearcher(Searcher):
         As for `TransferScheduler`: ``a/b`` where a parameter is nested.
     audit_fraction : float in [0, 1]
         Share of the eliminated suggestions that are kept all the same, at random, to measure what
-        elimination misses. Drawn from the suggestion's id. The configuration of an audit trial has
+        elimination misses: an audit is what the algorithm suggested and the rule eliminates, and a
+        kept pair that is tried because little is known of it is none. Drawn from the suggestion's
+        id. The configuration of an audit trial has
         one more key beside the pair, ``transfer_pruner_audit``, the rule's fingerprint: Tune keeps
         nothing else of a searcher's where reading it runs no code.
     tracker : Recorder, optional
@@ -102,19 +119,15 @@ class TransferSearcher(Searcher):
         # Tune finds the inner searcher by this name, to save it.
         self.searcher: Any = searcher
         super().__init__(metric=searcher.metric, mode=searcher.mode)
-        self._current = CurrentRule(rule)
         pair_of = PairParams(source_param, target_param, target)
-        self._decider = TuneDecider(pair_of, audit_fraction, self._current.fingerprint)
+        self._history = History(rule, pair_of, audit_fraction)
+        self._decider = self._history.decider
+        self._next = NextPair()
         self._max_resamples = max_resamples
         # What does not vary, which search algorithms leave out: of it, what may be of the pair.
         self._constants: dict[str, Any] = {}
         self._rejected = PassedOver(pair_of)
         self._redirected = PassedOver(pair_of, tracker)
-        # What a LearningRule learns from: running trials, and those that have finished, in order.
-        self._running: dict[str, Mapping[str, Any]] = {}
-        self._records: list[TrialRecord] = []
-        self._learnt = 0
-        self._rule = self._current.first
         self._inner_ids: dict[str, str] = {}
         self._worst: float | None = None
 
@@ -156,6 +169,9 @@ class TransferSearcher(Searcher):
         }
         self._metric, self._mode = metric or self._metric, mode or self._mode
         accepted: bool = self.searcher.set_search_properties(metric, mode, config, **spec)
+        space = given | _private.own_space(self.searcher)
+        repeats = any(isinstance(s, Repeater) for s in _private.chain(self.searcher))
+        self._history.space = None if repeats else PairSpace.of(space, pair_of)
         return accepted
 
     def suggest(self, trial_id: str) -> Any:
@@ -163,6 +179,7 @@ class TransferSearcher(Searcher):
         rule = self._rule_of_now()
         times: Counter[Pair] = Counter()
         first: tuple[Verdict, Mapping[str, Any]] | None = None
+        wanted: Pair | None = None
         for n in range(self._max_resamples):
             # Some searchers answer the same trial's id with the same suggestion.
             inner_id = f"{trial_id}-{n}" if n else trial_id
@@ -172,21 +189,33 @@ class TransferSearcher(Searcher):
                 return suggested
             config = self._constants | flat(suggested)
             verdict = self._decider.of(rule, config, inner_id)
-            if verdict is None or not verdict.eliminated:
-                if first is not None:
-                    self._redirected.add(*first)
-                self._inner_ids[trial_id] = inner_id
-                if self._current.learns:
-                    self._running[trial_id] = config
-                if verdict is not None and verdict.audit:
-                    beside = self._decider.pair_of.names_in(config)[-1]
-                    return with_audit(suggested, beside, verdict.rule)
-                return suggested
-            pair = verdict.source, verdict.target
-            first = first or (verdict, config)
-            self._rejected.add(verdict, config)
-            times[pair] += 1
-            self._reject(inner_id, times[pair])
+            eliminated = verdict is not None and verdict.eliminated
+            if not n:
+                wanted = self._wanted(rule, inner_id, config, verdict)
+            if verdict is not None and eliminated and (wanted is None or not n):
+                first = first or (verdict, config)
+                self._rejected.add(verdict, config)
+            if wanted is not None:
+                repeated = self._history.repeats(wanted, config)
+                if repeated and n + 1 < min(_TIMES_ASKED, self._max_resamples):
+                    self.searcher.on_trial_complete(inner_id, error=True)
+                    continue
+                if repeated:
+                    wanted = self._wanted(rule, inner_id, config, verdict, stands=True) or wanted
+                suggested, verdict = self._changed(inner_id, suggested, wanted), None
+            elif verdict is not None and eliminated:
+                pair = verdict.source, verdict.target
+                times[pair] += 1
+                self._reject(inner_id, times[pair])
+                continue
+            if first is not None:
+                self._redirected.add(*first)
+            self._inner_ids[trial_id] = inner_id
+            self._history.start(trial_id, self._constants | flat(suggested))
+            if verdict is not None and verdict.audit:
+                beside = self._decider.pair_of.names_in(config)[-1]
+                return with_audit(suggested, beside, verdict.rule)
+            return suggested
         self._decider.warn(
             "exhausted",
             f"the search ends: the last {self._max_resamples} pairs that "
@@ -205,13 +234,13 @@ class TransferSearcher(Searcher):
     ) -> None:
         """Tell the inner searcher, and learn."""
         self.searcher.on_trial_complete(self._inner_id(trial_id), result=result, error=error)
-        value = _value(None if error else result, self.metric)
+        value = value_of(None if error else result, self.metric)
         if math.isfinite(value):
             worse = min if self.mode == "max" else max
             self._worst = value if self._worst is None else worse(self._worst, value)
-        config = self._running.pop(trial_id, None)
-        if config is not None and math.isfinite(value):
-            self._learn_from(config, result or {})
+        self._history.end(
+            trial_id, result, error=error, metric=self.metric, maximize=self.mode == "max"
+        )
 
     def on_pause(self, trial_id: str) -> None:
         """Tell the inner searcher; for HyperBandForBOHB."""
@@ -247,8 +276,7 @@ class TransferSearcher(Searcher):
             "worst": self._worst,
             "eliminated": self._rejected.get_state(),
             "redirected": self._redirected.get_state(),
-            "running": dict(self._running),
-            "records": [asdict(record) for record in self._records],
+            **self._history.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -259,10 +287,7 @@ class TransferSearcher(Searcher):
         self._worst = state["worst"]
         self._rejected.set_state(state["eliminated"])
         self._redirected.set_state(state["redirected"])
-        self._running = dict(state["running"])
-        self._records = [TrialRecord(**record) for record in state["records"]]
-        self._learnt = 0
-        self._current.forget("")
+        self._history.set_state(state)
 
     def save(self, checkpoint_path: str) -> None:
         """Save the inner searcher, as its own ``save`` would, and our state as JSON beside it."""
@@ -298,33 +323,52 @@ class TransferSearcher(Searcher):
         return self._inner_ids.get(trial_id, trial_id)
 
     def _rule_of_now(self) -> EliminationRule:
-        if self._current.learns and (
+        if self._history.learns and (
             not isinstance(self.metric, str) or self.mode not in ("max", "min")
         ):
             raise ValueError(
                 f"a LearningRule needs one score to learn from, but metric is {self.metric!r} and "
                 f"mode is {self.mode!r}: pass both to TuneConfig or to the search algorithm."
             )
-        new = [Finished((r.number,), r) for r in self._records[self._learnt :]]
-        self._learnt = len(self._records)
-        self._rule = rule_of_now(self._current, new, self._rule, self._decider)
-        return self._rule
+        return self._history.rule()
 
-    def _learn_from(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        record = evidence_of(
-            # As it comes back from a checkpoint: trials are matched by hyperparameters.
-            json.loads(json.dumps(config, default=str)),
-            result,
-            self._decider.pair_of,
-            number=len(self._records),
-            metric=self.metric,
-            maximize=self.mode == "max",
-        )
-        if record is not None:
-            self._records.append(record)
+    def _wanted(
+        self,
+        rule: EliminationRule,
+        inner_id: str,
+        config: Mapping[str, Any],
+        verdict: Verdict | None,
+        *,
+        stands: bool = False,
+    ) -> Pair | None:
+        """Choose the pair of a trial; None if what was suggested, or nothing, is to be said of it.
 
+        `stands` says that these hyperparameters are what it will have.
+        """
+        history, space = self._history, self._history.space
+        proposed = history.pair(config)
+        if space is None or verdict is None or verdict.audit or proposed is None:
+            return None
+        if not (verdict.eliminated or history.learns):
+            return None
+        setting = history.setting(config if stands else {})
+        choose = self._next if history.learns else self._next.instead
+        among: dict[str, Any] = {"sources": space.sources, "targets": space.targets}
+        among["instead_of" if history.learns else "proposed"] = proposed
+        try:
+            if not verdict.eliminated and _private.is_given(self.searcher, inner_id):
+                return None
+            return choose(rule, history, setting, history.pairs_running(), **among)
+        except Exception as error:
+            self._decider.warn("order", f"no pair could be chosen, suggestions stand: {error!r}")
+            return None
 
-def _value(result: Mapping[str, Any] | None, name: Any) -> float:
-    """Read one number of a result; several metrics have none."""
-    value = result.get(name) if result and isinstance(name, str) else None
-    return math.nan if value is None else float(value)
+    def _changed(self, inner_id: str, suggested: dict[str, Any], wanted: Pair) -> dict[str, Any]:
+        """Give a suggestion another pair, and tell the searcher of it if it can be told."""
+        space, pair_of = self._history.space, self._decider.pair_of
+        given = self._constants | flat(suggested)
+        if space is None or self._history.pair(given) == wanted:
+            return suggested
+        params = space.params(wanted, pair_of)
+        differ = {name: value for name, value in params.items() if given.get(name) != value}
+        return _private.told_of(self.searcher, inner_id, suggested, differ)

@@ -96,6 +96,11 @@ class TriedPairs:
         return setting in self._tried.get(pair, _Tried()).settings
 
     @property
+    def trials(self) -> Counter[Pair]:
+        """How many trials every pair has had."""
+        return Counter({pair: t.results + t.without_result for pair, t in self._tried.items()})
+
+    @property
     def done(self) -> set[Pair]:
         """Pairs that were tried at every setting that there is, or that keep failing."""
         return {
@@ -198,5 +203,39 @@ class NextPair:
             source, target = instead_of
             if isinstance(source, str) and not order.ranks((source, target)):
                 return None
-        named = {source for source in sources if source is not None}
-        return order.best(named, targets, tried.behind(setting, running))
+        return order.best(_names(sources), targets, tried.behind(setting, running))
+
+    def instead(
+        self,
+        rule: EliminationRule,
+        tried: TriedPairs,
+        setting: Setting,
+        running: Mapping[Pair, int],
+        *,
+        sources: Collection[str | None],
+        targets: Collection[str],
+        proposed: Pair,
+    ) -> Pair | None:
+        """Take the surviving pair that an eliminated one gives way to.
+
+        For a rule that does not learn. Of the proposed target, if anything survives there, else of
+        any: the best among those that have had the fewest trials, since what they gave does not
+        change the order. None if the rule tells no order, or nothing survives.
+
+        Parameters
+        ----------
+        rule, tried, setting, running, sources, targets
+            As for a call.
+        proposed : (source, target)
+        """
+        order = self.order(rule)
+        if not order.tells:
+            return None
+        behind = tried.behind(setting, Counter(running) + tried.trials)
+        same = [target for target in targets if target == proposed[1]]
+        found = (order.best(_names(sources), those, behind) for those in (same, targets))
+        return next((pair for pair in found if pair is not None), None)
+
+
+def _names(sources: Collection[str | None]) -> set[str]:
+    return {source for source in sources if source is not None}
