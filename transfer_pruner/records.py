@@ -44,6 +44,9 @@ class TrialRecord:
         Whether the rule eliminated the pair and it ran all the same, to measure what is missed.
     maximize : bool
         Whether a higher value is better.
+    scoring_seconds : float
+        What the proxy scores took that the rule re-ranked by, once for the whole search: the same
+        in every record of it. 0 where it re-ranked by none, or the host does not know.
 
     Source and target are named as `transfer_pruner.tasks.task_name` does; a source that is the
     target is None.
@@ -61,6 +64,7 @@ class TrialRecord:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     audit: bool = False
     maximize: bool = True
+    scoring_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", plain_source(self.source, self.target))

@@ -29,18 +29,19 @@ class Savings:
     Attributes
     ----------
     seconds_spent : float
-        Measured: single-task training, attribution and every trial.
-    training_seconds, single_task_seconds, attribution_seconds, deciding_seconds : float
-        Measured: its parts. Training includes failed and audit trials; deciding is what eliminated
-        trials took.
+        Measured: single-task training, attribution, proxy scores and every trial.
+    training_seconds, single_task_seconds, attribution_seconds, scoring_seconds : float
+        Measured: its parts. Training includes failed and audit trials.
+    deciding_seconds : float
+        Measured: the part that eliminated trials took.
     audit_seconds : float
         Measured: the part of training that audit trials took.
     estimated_exhaustive_seconds : float
         Single-task training and the trials that ran, both measured, and the eliminated trials, and
         those that were never started, as estimated.
     estimated_seconds_saved : float
-        Exhaustive minus spent: attribution and deciding are paid for here. Negative if they cost
-        more than they saved.
+        Exhaustive minus spent: attribution, proxy scores and deciding are paid for here. Negative
+        if they cost more than they saved.
     estimated_seconds_saved_interval : tuple of two floats
         Interval at `confidence`, of the trials that did not run and of the machine's unsteadiness:
         see `estimate_savings`.
@@ -69,6 +70,7 @@ class Savings:
     training_seconds: float
     single_task_seconds: float
     attribution_seconds: float
+    scoring_seconds: float
     deciding_seconds: float
     audit_seconds: float
     estimated_exhaustive_seconds: float
@@ -130,6 +132,7 @@ def estimate_savings(
     *,
     single_task_seconds: float = 0.0,
     attribution_seconds: float = 0.0,
+    scoring_seconds: float = 0.0,
     exhaustive_trials: int | None = None,
     stopped: str | None = None,
     confidence: float = 0.9,
@@ -157,6 +160,9 @@ def estimate_savings(
         Seconds of training the single-task models; spent with and without elimination.
     attribution_seconds : float
         Seconds of embedding the tasks; spent for elimination only.
+    scoring_seconds : float
+        Seconds of proxy scores that the records do not know of: what the rule re-ranked by, they
+        tell, and the higher of the two is counted. Spent for elimination only.
     exhaustive_trials : int, optional
         How many trials the same search has without elimination and to its end: pairs and baselines,
         times hyperparameter settings. Of a search that still runs it is too early to say. Left out,
@@ -192,7 +198,9 @@ def estimate_savings(
     failed = [record for record in records if record.outcome == "failed"]
     training_seconds = sum(record.seconds for record in [*trained, *failed])
     deciding_seconds = sum(record.seconds for record in eliminated)
-    spent = single_task_seconds + attribution_seconds + training_seconds + deciding_seconds
+    scoring_seconds = scoring_seconds_of(records, scoring_seconds)
+    before = single_task_seconds + attribution_seconds + scoring_seconds
+    spent = before + training_seconds + deciding_seconds
     gone, never = eliminated, 0
     if exhaustive_trials is not None:
         left = exhaustive_trials - len(trained) - len(failed)
@@ -202,7 +210,7 @@ def estimate_savings(
     mean, draws = costs.of_eliminated(gone)
     never_mean, never_draws = costs.of_any(never)
     exhaustive = single_task_seconds + training_seconds + mean + never_mean
-    overhead = attribution_seconds + deciding_seconds
+    overhead = attribution_seconds + scoring_seconds + deciding_seconds
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(draws + never_draws, tails) - overhead
     claimed: dict[str, Any] = {}
@@ -220,6 +228,7 @@ def estimate_savings(
         training_seconds=training_seconds,
         single_task_seconds=single_task_seconds,
         attribution_seconds=attribution_seconds,
+        scoring_seconds=scoring_seconds,
         deciding_seconds=deciding_seconds,
         audit_seconds=sum(record.seconds for record in trained if record.audit),
         estimated_exhaustive_seconds=exhaustive,
@@ -236,6 +245,15 @@ def estimate_savings(
         stopped=stopped,
         **claimed,
     )
+
+
+def scoring_seconds_of(records: Iterable[TrialRecord], known: float = 0.0) -> float:
+    """Tell what the proxy scores of a search took, from its records and from who knows it.
+
+    Trials of one search tell of the same scores, and one that went on with scores that were
+    computed again tells of about the same seconds: so the most that is told counts, not a sum.
+    """
+    return max([known, *(record.scoring_seconds for record in records)])
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ def savings_over_time_data(
     *,
     single_task_seconds: float = 0.0,
     attribution_seconds: float = 0.0,
+    scoring_seconds: float = 0.0,
     confidence: float = 0.9,
     checkpoints: int = CHECKPOINTS,
     order: Callable[[TrialRecord], Any] | None = None,
@@ -183,7 +184,7 @@ def savings_over_time_data(
     Parameters
     ----------
     records : iterable of TrialRecord
-    single_task_seconds, attribution_seconds, confidence
+    single_task_seconds, attribution_seconds, scoring_seconds, confidence
         As for `estimate_savings`.
     checkpoints : int
         How many points at most.
@@ -213,6 +214,7 @@ def savings_over_time_data(
             ordered[:count],
             single_task_seconds=single_task_seconds,
             attribution_seconds=attribution_seconds,
+            scoring_seconds=scoring_seconds,
             confidence=confidence,
         )
         spent, saved = savings.seconds_spent, savings.estimated_seconds_saved

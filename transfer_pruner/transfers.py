@@ -116,6 +116,7 @@ def read_transfers(
     target_column: str = "target",
     gain_column: str = "gain",
     tasks: Collection[str] | None = None,
+    also: Iterable[str] = (),
 ) -> pd.DataFrame:
     """Read measured transfers from a CSV or Parquet file, whatever its columns are called.
 
@@ -128,12 +129,14 @@ def read_transfers(
     source_column, target_column, gain_column : str
     tasks : collection of str, optional
         Those that have an embedding: others are warned about, since a misspelt name is a new task.
+    also : iterable of str
+        Columns of further numbers, which are read where the file has them; NaN for what is none.
 
     Returns
     -------
     DataFrame
-        Columns source, target and gain; NaN where a gain is empty. Rows without a source, or of a
-        task with itself, are single-task baselines and are left out.
+        Columns source, target and gain, and those; NaN where a gain is empty. Rows without a
+        source, or of a task with itself, are single-task baselines and are left out.
 
     Raises
     ------
@@ -166,6 +169,9 @@ def read_transfers(
         )
     found = pd.DataFrame({"source": sources, "target": targets}, dtype=object)
     found["gain"] = gains.to_numpy()
+    for column in also:
+        if column in table.columns:
+            found[column] = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
     transfers = found[found["source"].notna() & (found["source"] != found["target"])]
     measured = {*transfers["source"], *transfers["target"]}
     if tasks is not None and (unknown := sorted(measured - {*tasks})):

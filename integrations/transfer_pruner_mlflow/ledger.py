@@ -70,6 +70,7 @@ class Ledger:
         # that were proposed for it first, and eliminated.
         self._known: dict[_Key, tuple[str, float]] = {}
         self._seconds = 0.0
+        self._scoring = 0.0
         self._counts: dict[str, int] = {"trained": 0, "eliminated": 0, "failed": 0}
         self._last = 0
         self._last_estimate = 0
@@ -140,10 +141,7 @@ class Ledger:
         return self._savings(self.records())
 
     def _savings(self, records: list[TrialRecord]) -> Savings:
-        single_task, attribution = self._seconds_before()
-        return estimate_savings(
-            records, single_task_seconds=single_task, attribution_seconds=attribution
-        )
+        return estimate_savings(records, **self._seconds_before())
 
     def _audit(self, records: list[TrialRecord]) -> AuditEstimate | None:
         """Estimate what elimination misses; None if no trial was audited."""
@@ -162,6 +160,7 @@ class Ledger:
                 self._counts[one[0]] += sign
                 self._seconds += sign * one[1]
         self._known[key] = now
+        self._scoring = max(self._scoring, record.scoring_seconds)
         self._last, self._unestimated = timestamp, True
         if known is not None:
             self._corrected = True
@@ -177,14 +176,18 @@ class Ledger:
     def _told(self) -> dict[str, float]:
         """Name what is told of every trial: measured, and cheap."""
         return {
-            "savings/seconds_spent": self._seconds + sum(self._seconds_before()),
+            "savings/seconds_spent": self._seconds + sum(self._seconds_before().values()),
             "savings/trials_trained": self._counts["trained"],
             "savings/trials_eliminated": self._counts["eliminated"],
         }
 
-    def _seconds_before(self) -> tuple[float, float]:
-        settings = self.settings
-        return settings.get("single_task_seconds", 0.0), settings.get("attribution_seconds", 0.0)
+    def _seconds_before(self) -> dict[str, float]:
+        """Name what was spent before the first trial, as `estimate_savings` takes it."""
+        names = ("single_task_seconds", "attribution_seconds", "scoring_seconds")
+        before = {name: float(self.settings.get(name, 0.0)) for name in names}
+        # The rule's, as the run or a trial tells it.
+        before["scoring_seconds"] = max(before["scoring_seconds"], self._scoring)
+        return before
 
     def _points(self, metrics: dict[str, float], timestamp: int) -> list[Point]:
         step = self.decided
@@ -220,6 +223,7 @@ class Ledger:
             "| | seconds | |\n|---|---:|---|\n"
             f"| single-task training | {savings.single_task_seconds:.1f} | measured |\n"
             f"| attribution | {savings.attribution_seconds:.1f} | measured |\n"
+            f"| proxy scores | {savings.scoring_seconds:.1f} | measured |\n"
             f"| {savings.trials_trained} trials that trained | {savings.training_seconds:.1f} "
             "| measured |\n"
             f"| {savings.trials_eliminated} eliminated trials, deciding "

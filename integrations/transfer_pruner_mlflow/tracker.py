@@ -81,7 +81,8 @@ class SavingsTracker:
         If its storage is ``mlflow.optuna.MlflowStorage``, the study's run is written into. It also
         tells `maximize`.
     rule : EliminationRule or LearningRule, optional
-        What decides: its fingerprint and settings become tags, and parameters of a created run.
+        What decides: its fingerprint and settings become tags, and parameters of a created run, and
+        the seconds of its proxy scores are counted. Trials tell of them too.
     maximize : bool, optional
         Whether a higher value is better. Left out and no `study` given, measured gains and audit
         figures are left out too.
@@ -161,6 +162,7 @@ class SavingsTracker:
             "maximize": self.maximize,
             "single_task_seconds": single_task_seconds,
             "attribution_seconds": attribution_seconds,
+            "scoring_seconds": rule.scoring_seconds if rule is not None else 0.0,
             "tags": rule_tags(rule),
             "params": rule_params(rule),
         }

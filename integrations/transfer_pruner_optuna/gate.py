@@ -363,6 +363,7 @@ class _Gate:
                 hyperparameters=self._pair_of.hyperparameters(trial.params),
                 audit=verdict.audit,
                 maximize=several or study.directions[objective] == StudyDirection.MAXIMIZE,
+                scoring_seconds=verdict.scoring_seconds,
             )
         )
 

@@ -24,6 +24,7 @@ SCORE = PREFIX + "score"
 PROBABILITY = PREFIX + "probability"
 AUDIT = PREFIX + "audit"
 REASON = PREFIX + "reason"
+SCORING = PREFIX + "scoring_seconds"
 RULE = PREFIX + "rule"
 REDIRECTED = PREFIX + "redirected"
 PROPOSED = PREFIX + "proposed"
@@ -37,7 +38,7 @@ def marks_of(verdict: Verdict, attributes: Mapping[str, Any]) -> dict[str, Any]:
     longer holds is emptied, since Optuna deletes no attribute.
     """
     marks = verdict.marks(PREFIX)
-    stale = (SCORE, PROBABILITY, REASON, AUDIT)
+    stale = (SCORE, PROBABILITY, REASON, AUDIT, SCORING)
     emptied = {key: None for key in stale if attributes.get(key) is not None and key not in marks}
     return marks | emptied
 
@@ -66,7 +67,7 @@ def records_from_study(
         With or without trials that our adapters marked.
     rule : EliminationRule, optional
         The rule that decided; it fills in what the trials' user attributes do not hold (the
-        reason of a kept pair).
+        reason of a kept pair, the seconds of proxy scores).
     source_param, target_param, target
         As for `gate`.
     objective_index : int or str, optional
@@ -250,6 +251,7 @@ def _proposal(trial: FrozenTrial, pair_of: PairParams, maximize: bool) -> TrialR
         reason=f"redirected: {proposed.get('reason', '')}",
         hyperparameters=pair_of.hyperparameters(trial.params),
         maximize=maximize,
+        scoring_seconds=_number(trial.user_attrs.get(SCORING), 0.0),
     )
 
 
@@ -266,6 +268,7 @@ def _record(
     decision = Decision(False, math.nan, math.nan, "")
     if rule is not None and ELIMINATED in attributes:
         decision = rule.decide(source, target)
+    scoring = rule.scoring_seconds if rule is not None else 0.0
     outcome: Outcome = "failed" if trial.state == TrialState.FAIL else "trained"
     if trial.state == TrialState.PRUNED and not ran(trial):
         outcome = "eliminated"
@@ -283,6 +286,7 @@ def _record(
         hyperparameters=pair_of.hyperparameters(trial.params),
         audit=attributes.get(AUDIT) == 1,
         maximize=maximize,
+        scoring_seconds=_number(attributes.get(SCORING), scoring),
     )
 
 

@@ -18,6 +18,7 @@ ELIMINATED = PREFIX + "eliminated"
 SCORE = PREFIX + "score"
 PROBABILITY = PREFIX + "probability"
 REASON = PREFIX + "reason"
+SCORING = PREFIX + "scoring_seconds"
 
 # An attribute of a Trial, with what the rule said; and beside the pair in the configuration of one
 # that no adapter could write on, the fingerprint of the rule.

@@ -19,7 +19,7 @@ from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_ray._private import metric_and_mode
 from transfer_pruner_ray.experiment import TuneTrial, read_trials
-from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE, Pair
+from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE, SCORING, Pair
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -45,8 +45,8 @@ def records_from_results(
         What ``Tuner.fit`` returned, or the experiment's folder, of a run that may have been killed.
         Reading it needs no Ray cluster.
     rule : EliminationRule, optional
-        The rule that decided; it fills in the scores of trials that ran. Which of them were audits,
-        their marks tell, and no rule.
+        The rule that decided; it fills in the scores of trials that ran, and the seconds of proxy
+        scores, which only trials that it eliminated tell. Which were audits, their marks tell.
     metric : str, optional
         The reported metric that is the records' value, as last reported; nested ones as ``a/b``.
         Left out, it is the one that the Tuner of a ResultGrid had; else records have no value.
@@ -185,6 +185,9 @@ def record_of(
         hyperparameters=pair_of.hyperparameters(trial.config),
         audit=outcome == "trained" and trial.audit is not None,
         maximize=maximize,
+        scoring_seconds=_number(
+            last.get(SCORING, audit.get("scoring_seconds")), getattr(rule, "scoring_seconds", 0.0)
+        ),
     )
 
 

@@ -36,6 +36,7 @@ RULE = EliminationRule(
         if source != target
     },
     {},
+    scoring_seconds=4.5,
 )
 
 
@@ -122,6 +123,12 @@ def test_the_same_pairs_train_and_teach_the_same(
 
     assert told(in_ray, "trained") == told(in_optuna, "trained")
     assert len(told(in_ray, "trained")) == 4
+    assert estimate_savings(in_ray).scoring_seconds == RULE.scoring_seconds
+    assert estimate_savings(in_optuna).scoring_seconds == RULE.scoring_seconds
+    # The study's trials tell of it, and Ray's where one was eliminated, without the rule.
+    assert estimate_savings(records_from_study(study)).scoring_seconds == RULE.scoring_seconds
+    alone = estimate_savings(records_from_results(results)).scoring_seconds
+    assert alone == (RULE.scoring_seconds if way == "scheduler" else 0)
     if way == "scheduler":
         # The others leave no trace of what they passed over.
         assert told(in_ray, "eliminated") == told(in_optuna, "eliminated")
@@ -159,4 +166,5 @@ def test_audits_and_savings_are_read_alike(tmp_path: Path) -> None:
         assert audit.trials_audited == savings.trials_audited == len(audits)
         assert audit.trials_eliminated == 8 * 3 == savings.trials_eliminated + len(audits)
         assert savings.trials_trained == 8 * 3 + len(audits)
+        assert savings.scoring_seconds == RULE.scoring_seconds
         assert savings.seconds_spent > 0

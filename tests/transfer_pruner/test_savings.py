@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from transfer_pruner import Decision, EliminationRule, TrialRecord, estimate_savings, regret
+from transfer_pruner.tables import savings_over_time_data
 
 
 def trained(number: int, seconds: float, **hyperparameters: object) -> TrialRecord:
@@ -298,3 +300,25 @@ def test_regret_without_a_baseline_or_column_is_refused(trials: pd.DataFrame) ->
         regret(trials[1:], [])
     with pytest.raises(ValueError, match="reported is 'f1', which is no column"):
         regret(trials, [], reported="f1")
+
+
+def test_proxy_scores_are_paid_for_once_whoever_tells_of_them() -> None:
+    records = [trained(i, 2.0) for i in range(10)] + [eliminated(50 + i) for i in range(10)]
+    plain = estimate_savings(records)
+    told = [replace(record, scoring_seconds=3.0) for record in records]
+    for paid in (
+        estimate_savings(told),
+        estimate_savings(records, scoring_seconds=3.0),
+        estimate_savings(told, scoring_seconds=2.0),
+        # A search that went on with scores that were computed again.
+        estimate_savings([*records[:5], *told[5:10], *told[10:]]),
+    ):
+        assert paid.scoring_seconds == 3
+        assert paid.seconds_spent == pytest.approx(plain.seconds_spent + 3)
+        assert paid.estimated_seconds_saved == pytest.approx(plain.estimated_seconds_saved - 3)
+        assert paid.estimated_seconds_saved_interval[0] == pytest.approx(
+            plain.estimated_seconds_saved_interval[0] - 3
+        )
+    assert paid.metrics()["savings/scoring_seconds"] == 3
+    over_time = savings_over_time_data(told)
+    assert over_time["seconds_spent"].iloc[-1] == pytest.approx(plain.seconds_spent + 3)

@@ -53,12 +53,15 @@ def scores_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def refined(rule: EliminationRule, scores: Path | None, keep: int) -> EliminationRule:
     """Re-rank a rule's kept sources by a table that `transfer-pruner score` wrote, if there is."""
-    if scores is None:
-        return rule
+    return rule if scores is None else rule.refine(read_scores(scores), k=keep)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read a table that `transfer-pruner score` wrote."""
     from transfer_pruner.transfers import read_transfers
 
-    table = read_transfers(scores, gain_column="score")
-    return rule.refine(table.rename(columns={"gain": "score"}), k=keep)
+    table = read_transfers(path, gain_column="score", also=["seconds"])
+    return table.rename(columns={"gain": "score"})
 
 
 def models_options(function: Callable[..., Any]) -> Callable[..., Any]:

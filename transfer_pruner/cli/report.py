@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from transfer_pruner.cli.options import DIRECTORY, OUT_FILE, Search, search_options
+from transfer_pruner.cli.options import (
+    DIRECTORY,
+    FILE,
+    OUT_FILE,
+    Search,
+    read_scores,
+    search_options,
+)
 from transfer_pruner.cli.program import Answer, answers, command, fail, needing, terminal_table
 
 
@@ -28,6 +35,7 @@ from transfer_pruner.cli.program import Answer, answers, command, fail, needing,
 @click.option(
     "--attribution-seconds", type=float, help="Left out: what the --embeddings took, else 0."
 )
+@click.option("--scores", type=FILE, help="Proxy scores: their seconds are counted.")
 @click.option(
     "--dev-size", type=click.IntRange(min=1), help="Examples that scores were measured on."
 )
@@ -39,6 +47,7 @@ def report(
     embeddings_dir: Path | None,
     single_task_seconds: float,
     attribution_seconds: float | None,
+    scores: Path | None,
     dev_size: int | None,
     title: str | None,
     out: Path,
@@ -50,6 +59,7 @@ def report(
         from transfer_pruner.report.page import write_report
     from transfer_pruner import EliminationRule, estimate_savings, find_answer, load_embeddings
     from transfer_pruner.answer import SHOWN, SHOWN_NUMBERS
+    from transfer_pruner.rule.reranking import table_seconds
 
     rule = EliminationRule.load(rule_dir) if rule_dir else None
     embeddings = load_embeddings(embeddings_dir) if embeddings_dir else None
@@ -63,22 +73,29 @@ def report(
             f"{where.target_param}: name them with --source-param and --target-param."
         )
     ending = where.ending()
+    before = {
+        "single_task_seconds": single_task_seconds,
+        "attribution_seconds": attribution_seconds,
+        # Of what the trials were decided by they tell themselves, and the rule does.
+        "scoring_seconds": max(
+            table_seconds(read_scores(scores)) if scores is not None else 0.0,
+            rule.scoring_seconds if rule is not None else 0.0,
+        ),
+    }
     write_report(
         records,
         out,
         rule=rule,
         title=title,
-        single_task_seconds=single_task_seconds,
-        attribution_seconds=attribution_seconds,
         embeddings=embeddings,
         dev_sizes=dev_size,
+        **before,
         **ending,
     )
     found = find_answer(records, dev_sizes=dev_size)
     savings = estimate_savings(
         records,
-        single_task_seconds=single_task_seconds,
-        attribution_seconds=attribution_seconds,
+        **before,
         **ending,
     )
     data = {

@@ -57,18 +57,14 @@ _NO_GAIN = (
 )
 
 
-def savings_over_time(
-    records: Sequence[TrialRecord], single_task_seconds: float, attribution_seconds: float
-) -> Exhibit:
-    """Show what was spent and saved as the search went on."""
-    data = tables.savings_over_time_data(
-        records, single_task_seconds=single_task_seconds, attribution_seconds=attribution_seconds
-    )
+def savings_over_time(records: Sequence[TrialRecord], before: Mapping[str, float]) -> Exhibit:
+    """Show what was spent and saved as the search went on; `before` names seconds before it."""
+    data = tables.savings_over_time_data(records, **before)
     return Exhibit(
         "savings_over_time",
         "Seconds spent and saved as the search went on",
         "At each point, what was measured and what is estimated from the trials up to there. "
-        "Attribution is paid for at the start.",
+        "Attribution and proxy scores are paid for at the start.",
         data,
         lambda: [plotting.savings_over_time(data)],
     )
@@ -144,11 +140,11 @@ def savings_regret_curve(
     trials: pd.DataFrame,
     pairs: pd.DataFrame,
     decided: EliminationRule | None,
-    attribution_seconds: float,
+    seconds_before: float,
 ) -> Exhibit:
     """Show on an exhaustive search what keeping fewer sources saves and loses."""
     single = pairs[~pairs["joint"] & (pairs["source"] != "")]
-    paid = attribution_seconds if "seconds" in trials else 0.0
+    paid = seconds_before if "seconds" in trials else 0.0
     ways = {"the search's last scores": single} if decided is None else {"the rule": decided}
     data = plotting.savings_regret_curve_data(trials, ways, attribution_seconds=paid)
     return Exhibit(

@@ -44,6 +44,7 @@ def write_report(
     title: str | None = None,
     single_task_seconds: float = 0.0,
     attribution_seconds: float = 0.0,
+    scoring_seconds: float = 0.0,
     trials: pd.DataFrame | None = None,
     embeddings: Mapping[str, TaskEmbedding] | None = None,
     dev_sizes: int | Mapping[str, int] | None = None,
@@ -67,7 +68,7 @@ def write_report(
         What eliminated; its rankings are drawn and its settings stated. One that learns is drawn as
         it decides after all of `records`.
     title : str, optional
-    single_task_seconds, attribution_seconds
+    single_task_seconds, attribution_seconds, scoring_seconds
         As for `estimate_savings`.
     trials : DataFrame, optional
         An exhaustive search's trials, as for `regret`, columns dev and test: what elimination lost
@@ -95,11 +96,17 @@ def write_report(
     if not records:
         raise ValueError("records must hold at least one trial but is empty.")
     better = is_maximizing(records, maximize)
+    if rule is not None:
+        scoring_seconds = max(scoring_seconds, rule.scoring_seconds)
+    before = {
+        "single_task_seconds": single_task_seconds,
+        "attribution_seconds": attribution_seconds,
+        "scoring_seconds": scoring_seconds,
+    }
     answer = find_answer(records, maximize=better, dev_sizes=dev_sizes)
     savings = estimate_savings(
         records,
-        single_task_seconds=single_task_seconds,
-        attribution_seconds=attribution_seconds,
+        **before,
         exhaustive_trials=exhaustive_trials,
         stopped=stopped,
     )
@@ -107,14 +114,15 @@ def write_report(
     audit = estimate_audit(records, maximize=better)
     pairs = pairs_table(records, maximize=better)
     shown = [
-        exhibits.savings_over_time(records, single_task_seconds, attribution_seconds),
+        exhibits.savings_over_time(records, before),
         exhibits.predicted_and_measured(records, better),
         exhibits.calibration_curve(records, better),
         exhibits.pair_heatmap(pairs, decided),
     ]
     if trials is not None:
         trials = trials if better else _negated(trials)
-        shown.append(exhibits.savings_regret_curve(trials, pairs, decided, attribution_seconds))
+        paid = savings.attribution_seconds + savings.scoring_seconds
+        shown.append(exhibits.savings_regret_curve(trials, pairs, decided, paid))
     if embeddings is not None:
         shown.append(exhibits.task_map(embeddings))
     if decided is not None:
@@ -181,6 +189,7 @@ def _headline(savings: Savings) -> str:
         ("        of these, audit trials", number(savings.audit_seconds), "measured"),
         ("    single-task models", number(savings.single_task_seconds), "measured, as given"),
         ("    attribution", number(savings.attribution_seconds), "measured, as given"),
+        ("    proxy scores", number(savings.scoring_seconds), "measured"),
         ("    deciding", number(savings.deciding_seconds), "measured"),
         (
             "seconds of the exhaustive search",
@@ -265,12 +274,12 @@ def _pairs_html(pairs: pd.DataFrame, folder: str) -> str:
 
 _HOW = """<ul>
 <li><b>Seconds spent</b> are measured: wall-clock seconds of every trial, audit trials and failed
-ones too, of single-task training and of attribution.</li>
+ones too, of single-task training, of attribution and of proxy scores.</li>
 <li><b>Seconds saved</b> are estimated. An eliminated trial never ran; it is taken to cost what
 trained trials like it cost. A regression tree over the hyperparameters groups trials of similar
 duration, and the mean of its group stands in. The interval is a bootstrap over those trials.
-Attribution and deciding are paid for. A trial that was never started, where the size of the
-exhaustive search is known, is taken to cost the mean of trained trials with a source.</li>
+Attribution, proxy scores and deciding are paid for. A trial that was never started, where the size
+of the exhaustive search is known, is taken to cost the mean of trained trials with a source.</li>
 <li><b>Measured gain</b> of a pair: its trials' values minus the mean value of the target's
 baseline trials with the same hyperparameters, else of all of them; positive is better.</li>
 <li><b>Score</b> and <b>probability</b> are predictions. Where there is a probability, the score is

@@ -31,7 +31,11 @@ class DecidedPairs:
     """Decisions on ordered pairs: asked, listed, saved and loaded. `EliminationRule` makes them."""
 
     def __init__(
-        self, decisions: Mapping[tuple[str, str], Decision], settings: Mapping[str, Any]
+        self,
+        decisions: Mapping[tuple[str, str], Decision],
+        settings: Mapping[str, Any],
+        *,
+        scoring_seconds: float = 0.0,
     ) -> None:
         if not isinstance(decisions, Mapping):
             raise ValueError(
@@ -41,6 +45,8 @@ class DecidedPairs:
         self._decisions = Decisions.of(decisions)
         self._settings = storage.settings_text(settings)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
+        # Beside the settings: they tell rules apart, and equal scores take other seconds each time.
+        self.scoring_seconds = float(scoring_seconds)
 
     @property
     def decisions(self) -> Mapping[tuple[str, str], Decision]:
@@ -68,7 +74,7 @@ class DecidedPairs:
             Shared with other rules, so that the first unknown pair of all of them warns. A new
             set if left out.
         """
-        rule = type(self)(self._decisions, settings)
+        rule = type(self)(self._decisions, settings, scoring_seconds=self.scoring_seconds)
         if unknown_pairs is not None:
             rule.unknown_pairs = unknown_pairs
         return rule
@@ -169,7 +175,8 @@ class DecidedPairs:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the rule into a directory as JSON; a rule that is there is replaced whole."""
-        storage.save(Path(directory), self._decisions, self._settings, self.fingerprint)
+        told = {"fingerprint": self.fingerprint, "scoring_seconds": self.scoring_seconds}
+        storage.save(Path(directory), self._decisions, self._settings, told)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Self:
@@ -182,7 +189,8 @@ class DecidedPairs:
         ValueError
             If the file is damaged or of another format.
         """
-        return cls(*storage.load(Path(directory)))
+        decisions, settings, scoring_seconds = storage.load(Path(directory))
+        return cls(decisions, settings, scoring_seconds=scoring_seconds)
 
     def __len__(self) -> int:
         return len(self._decisions)

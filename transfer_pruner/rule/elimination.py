@@ -47,6 +47,9 @@ class EliminationRule(DecidedPairs):
         Another rule's `decisions` are shared.
     settings : mapping of str to JSON values
         How the decisions were made, for provenance.
+    scoring_seconds : float
+        What the proxy scores took that it was re-ranked by. Records and savings tell of them by
+        themselves. No part of the fingerprint: the same scores take other seconds each time.
 
     Attributes
     ----------
@@ -297,8 +300,9 @@ class EliminationRule(DecidedPairs):
         Returns
         -------
         EliminationRule
-            A new rule: what this one eliminates stays eliminated, with its reason. The seconds that
-            the proxy scores take are the caller's to count, with those of attribution.
+            A new rule: what this one eliminates stays eliminated, with its reason. Its
+            `scoring_seconds` are the table's column ``seconds``, or what the calls took, beside
+            this rule's own: `estimate_savings` counts them by itself.
 
         Raises
         ------
@@ -308,4 +312,5 @@ class EliminationRule(DecidedPairs):
         check_scores(scores)
         k = check_whole("k", k)
         settings = {"rule": "refine", "k": k, "first": self.settings}
-        return type(self)(rerank(self._decisions, scores, k), settings)
+        decisions, seconds = rerank(self._decisions, scores, k)
+        return type(self)(decisions, settings, scoring_seconds=self.scoring_seconds + seconds)

@@ -7,6 +7,7 @@ next, and what is known at any time is in the host's storage.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import warnings
@@ -23,13 +24,21 @@ from transfer_pruner.pairs import pair_columns, pair_features
 from transfer_pruner.probability import expected_improvement, probability_to_exceed
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.ranking import candidate_pairs, finite_or_nan, ranked, task_columns
+from transfer_pruner.rule.ranking import (
+    Ordered,
+    candidate_pairs,
+    finite_or_nan,
+    ranked,
+    task_columns,
+)
+from transfer_pruner.rule.reranking import scored_too, table_seconds
 from transfer_pruner.tasks import FloatArray, is_baseline
 
 if TYPE_CHECKING:
     from transfer_pruner.predictor import TransferPredictor
 
 _PAIR = ["source", "target"]
+_SCORE = "attribution_score"
 _FIRST = 20
 """Transfers that a posterior has to rest on before it eliminates, where nothing else is said."""
 _FITTED_AT = 10
@@ -123,6 +132,7 @@ class LearningRule:
         self.min_targets = int(min_targets)
         self.start = float(start)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
+        self.scoring_seconds = 0.0
         candidates = _candidates(predictor, pairs)
         self._columns = task_columns(predictor)
         self._pairs = list(candidates[self._columns].itertuples(index=False, name=None))
@@ -182,9 +192,61 @@ class LearningRule:
                 )
         return self._ours(rule, {"transfers": len(measured)})
 
+    def refine(self, scores: pd.DataFrame) -> LearningRule:
+        """Order pairs by a proxy score too, until what is measured teaches better.
+
+        What attributions say of a target's sources and what the proxy score says weigh alike, and
+        `start` eliminates the last ones by both. Ours.
+
+        Parameters
+        ----------
+        scores : DataFrame
+            As that of `transfer_pruner.score_pairs`: columns source, target and score, higher is
+            better within a target; and seconds, if they are to be counted. All pairs, or those that
+            are worth a look. A pair without a score keeps its place by attributions.
+
+        Returns
+        -------
+        LearningRule
+            A new rule. Its `scoring_seconds` are the table's beside this rule's own.
+
+        Raises
+        ------
+        ValueError
+            If `scores` is no such table, has a pair twice or none of the rule's pairs.
+        """
+        if not isinstance(scores, pd.DataFrame):
+            raise ValueError(
+                "scores must be a DataFrame with the columns source, target and score, such as "
+                f"score_pairs() makes, but got {scores!r}."
+            )
+        order = scored_too(self._candidates, self._columns, _SCORE, scores)
+        refined = copy.copy(self)
+        refined.unknown_pairs, refined._thetas, refined._warned = set(), {}, False
+        refined.scoring_seconds = self.scoring_seconds + table_seconds(scores)
+        refined._candidates = self._candidates.assign(**{_SCORE: order})
+        # A worker that only decides loads no scikit-learn.
+        from sklearn.base import clone
+
+        refined._predictor = clone(self._predictor)
+        columns = dict.fromkeys([_SCORE, *self._predictor.feature_columns])
+        refined._predictor.set_params(feature_columns=[*columns])
+        pairs = self._candidates[self._columns]
+        first = EliminationRule.fraction(
+            Ordered(dict(zip(self._pairs, order, strict=True)), self._columns),
+            self.start,
+            pairs=pairs,
+        )
+        refined._start_rule = refined._ours(
+            refined._ordered(first, refined._first_priorities()), {}
+        )
+        return refined
+
     def _ours(self, rule: EliminationRule, more: dict[str, Any]) -> EliminationRule:
         # Shared, so that an unknown pair is warned about once in a search, not after each refit.
-        return rule.with_settings(self.settings | more, unknown_pairs=self.unknown_pairs)
+        rule = rule.with_settings(self.settings | more, unknown_pairs=self.unknown_pairs)
+        rule.scoring_seconds = self.scoring_seconds
+        return rule
 
     def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
         if predictor.embeddings:
@@ -205,11 +267,11 @@ class LearningRule:
 
     def _first_priorities(self) -> FloatArray:
         """Order pairs before anything was measured: by the attribution score, if there is one."""
-        if "attribution_score" not in self._predictor.feature_columns:
+        if _SCORE not in self._predictor.feature_columns:
             return np.ones(len(self._pairs))
         from transfer_pruner.predictor.process import SCORE_WEIGHT
 
-        score = self._candidates["attribution_score"].astype(float)
+        score = self._candidates[_SCORE].astype(float)
         within = score - score.groupby(self._candidates[self._columns[1]]).transform("mean")
         spread = float(within.std(ddof=0))
         standard = (within / (spread if spread > 0 else 1.0)).fillna(0.0).to_numpy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -33,6 +33,35 @@ class Predictor(Protocol):
 
     def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
         """Probability of a positive gain of each pair, shape (n_pairs,)."""
+
+
+class Ordered:
+    """Candidate pairs with a score each, as what they are ranked by.
+
+    Parameters
+    ----------
+    scores : mapping of (source, target) to float
+    columns : sequence of two str
+        Of source and target in tables of pairs.
+    """
+
+    def __init__(self, scores: Mapping[tuple[str, str], float], columns: Sequence[str]) -> None:
+        self._scores = scores
+        self.source_column, self.target_column = columns
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return sorted({task for pair in self._scores for task in pair})
+
+    def predict(self, pairs: pd.DataFrame) -> FloatArray:
+        """Look the scores up."""
+        named = pairs[[self.source_column, self.target_column]]
+        return np.array([self._scores[pair] for pair in named.itertuples(index=False, name=None)])
+
+    def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
+        """Say nothing of probabilities."""
+        return np.full(len(pairs), np.nan)
 
 
 def check_predictor(predictor: Any) -> None:

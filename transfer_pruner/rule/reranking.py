@@ -7,6 +7,7 @@ known stays kept.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -38,8 +39,11 @@ def check_scores(scores: object) -> None:
         )
 
 
-def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> Decisions:
-    """Keep the k best-scored of every target's kept pairs; `EliminationRule.refine` says why."""
+def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> tuple[Decisions, float]:
+    """Keep the k best-scored of every target's kept pairs; `EliminationRule.refine` says why.
+
+    Returns them, and the seconds that the proxy scores took.
+    """
     columns, tasks = decisions.columns, decisions.tasks
     rows = np.flatnonzero(~columns["eliminated"])
     # A source's pairs one after another, since its model may be what scores them.
@@ -47,9 +51,12 @@ def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> Decisions:
     codes = (columns[side][rows].tolist() for side in ("source", "target"))
     kept = [(tasks[source], tasks[target]) for source, target in zip(*codes, strict=True)]
     if isinstance(scores, pd.DataFrame):
-        values, problem = _looked_up(scores, kept, decisions), ""
+        values, problem = _looked_up(scores, kept, tasks), ""
+        seconds = table_seconds(scores)
     else:
+        started = time.perf_counter()
         values, problem = _called(scores, kept)
+        seconds = time.perf_counter() - started
     unscored = int(np.isnan(values).sum())
     if unscored:
         warnings.warn(
@@ -60,7 +67,7 @@ def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> Decisions:
     table = pd.DataFrame(kept, columns=["source", "target"], dtype=object)
     table = ranked(table.assign(score=values, row=rows))
     table = table[table["score"].notna()]
-    return decisions.changed(
+    changed = decisions.changed(
         table["row"].to_numpy(dtype=np.int64),
         f" by proxy score; the rule keeps {k}",
         eliminated=(table["rank"] > k).to_numpy(),
@@ -68,6 +75,53 @@ def rerank(decisions: Decisions, scores: ProxyScores, k: int) -> Decisions:
         rank=table["rank"].to_numpy(),
         candidates=table["candidates"].to_numpy(),
     )
+    return changed, seconds
+
+
+def scored_too(
+    candidates: pd.DataFrame, columns: Sequence[str], own: str, scores: pd.DataFrame
+) -> pd.Series:
+    """Order candidate pairs by what is known of them and by a proxy score, within their target.
+
+    Both are standardised within the target and added up; a pair with a proxy score has 1 more, so
+    that those that were thought worth a look come before others that look alike.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        The pairs.
+    columns : sequence of two str
+        Of the source and the target.
+    own : str
+        The column of what is known before; nothing is, where it is missing.
+    scores : DataFrame
+        As for `rerank`.
+    """
+    source, target = columns
+    pairs = list(candidates[[source, target]].itertuples(index=False, name=None))
+    proxy = pd.Series(
+        _looked_up(scores, pairs, sorted({task for pair in pairs for task in pair})),
+        candidates.index,
+    )
+    if proxy.isna().all():
+        raise ValueError(f"scores holds no score of any of the rule's {len(proxy)} pairs.")
+
+    def standard(values: pd.Series) -> pd.Series:
+        within = values.groupby(candidates[target])
+        spread = within.transform("std", ddof=0)
+        return (values - within.transform("mean")) / spread.where(spread > 0, 1.0)
+
+    known = standard(candidates[own].astype(float)) if own in candidates else 0.0 * proxy
+    # Rounded, so that what cancels out leaves no order behind.
+    return (known.fillna(0.0) + (1.0 + standard(proxy)).fillna(0.0)).round(9)
+
+
+def table_seconds(scores: pd.DataFrame) -> float:
+    """Add up what a table of proxy scores took; all of it, whatever a rule uses of it."""
+    if "seconds" not in scores.columns:
+        return 0.0
+    seconds = scores["seconds"].to_numpy(dtype=float, na_value=np.nan)
+    return float(seconds[np.isfinite(seconds) & (seconds > 0)].sum())
 
 
 def _called(score: Callable[[str, str], float], pairs: Pairs) -> tuple[FloatArray, str]:
@@ -83,7 +137,7 @@ def _called(score: Callable[[str, str], float], pairs: Pairs) -> tuple[FloatArra
     return finite_or_nan(values), problem
 
 
-def _looked_up(table: pd.DataFrame, pairs: Pairs, decisions: Decisions) -> FloatArray:
+def _looked_up(table: pd.DataFrame, pairs: Pairs, tasks: Sequence[str]) -> FloatArray:
     """Take the pairs' scores out of a table; NaN for those that it lacks."""
     sources, targets = pair_columns(table, name="scores")
     if "score" not in table.columns:
@@ -97,7 +151,7 @@ def _looked_up(table: pd.DataFrame, pairs: Pairs, decisions: Decisions) -> Float
         raise ValueError(
             f"scores has the pair {source!r} -> {target!r} more than once: pass one score a pair."
         )
-    _warn_of_unknown({*sources, *targets} - {None}, decisions.tasks)
+    _warn_of_unknown({*sources, *targets} - {None}, tasks)
     known = pd.Series(finite_or_nan(table["score"].to_numpy(dtype=float, na_value=np.nan)), names)
     if not pairs:
         return np.zeros(0)

@@ -48,20 +48,23 @@ def fingerprint(decisions: Decisions, settings: str) -> str:
     return digest.hexdigest()
 
 
-def save(directory: Path, decisions: Decisions, settings: str, fingerprint: str) -> None:
-    """Write a rule into a directory, which is made if it is missing."""
+def save(directory: Path, decisions: Decisions, settings: str, told: Mapping[str, Any]) -> None:
+    """Write a rule into a directory, which is made if it is missing.
+
+    `told` is the rule's fingerprint, and the seconds that its proxy scores took.
+    """
     columns = {
         name: {"dtype": dtype, "bytes": b64encode(content).decode()}
         for name, (dtype, content) in decisions.packed["columns"].items()
     }
-    content = {"format": FORMAT, "settings": json.loads(settings), "fingerprint": fingerprint}
+    content = {"format": FORMAT, "settings": json.loads(settings), **told}
     content |= decisions.packed | {"columns": columns}
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / FILE, json.dumps(content, allow_nan=False).encode())
 
 
-def load(directory: Path) -> tuple[Decisions, dict[str, Any]]:
-    """Read what `save` wrote, or 0.1: decisions and settings.
+def load(directory: Path) -> tuple[Decisions, dict[str, Any], float]:
+    """Read what `save` wrote, or 0.1: decisions, settings, and what the proxy scores took.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def load(directory: Path) -> tuple[Decisions, dict[str, Any]]:
         content = json.loads(path.read_bytes())
         settings = dict(content["settings"])
         if content["format"] == 1:
-            return _of_rows(content["decisions"]), settings
+            return _of_rows(content["decisions"]), settings, 0.0
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads 1 and 2")
         columns = {
@@ -90,7 +93,7 @@ def load(directory: Path) -> tuple[Decisions, dict[str, Any]]:
         found = fingerprint(decisions, settings_text(settings))
         if found != content["fingerprint"]:
             raise ValueError(f"its fingerprint is {found}, not {content['fingerprint']}")
-        return decisions, settings
+        return decisions, settings, float(content.get("scoring_seconds", 0.0))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is not a whole elimination rule ({error}).") from error
 

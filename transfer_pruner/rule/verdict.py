@@ -68,6 +68,8 @@ class Verdict:
         The rule eliminates the pair and the trial runs all the same.
     rule : str
         Fingerprint of the rule that decided.
+    scoring_seconds : float
+        What that rule's proxy scores took.
     """
 
     source: Source
@@ -75,6 +77,7 @@ class Verdict:
     decision: Decision
     audit: bool = False
     rule: str = ""
+    scoring_seconds: float = 0.0
 
     @property
     def eliminated(self) -> bool:
@@ -85,7 +88,8 @@ class Verdict:
         """Name what a host writes on its trial; numbers, which tables and dashboards sort.
 
         ``eliminated`` (0 or 1: what the rule says), ``score``, ``probability`` and ``rule``; of an
-        eliminated pair the ``reason``; of an audit trial ``audit``, 1. What is NaN is left out.
+        eliminated pair the ``reason``; of an audit trial ``audit``, 1; of a rule with proxy scores
+        ``scoring_seconds``. What is NaN is left out.
         """
         decision = self.decision
         marks: dict[str, Any] = {"eliminated": int(decision.eliminated), "rule": self.rule}
@@ -95,6 +99,8 @@ class Verdict:
             marks["reason"] = decision.reason
         if self.audit:
             marks["audit"] = 1
+        if self.scoring_seconds:
+            marks["scoring_seconds"] = self.scoring_seconds
         return {prefix + name: value for name, value in marks.items()}
 
 
@@ -162,7 +168,8 @@ class Decider:
         self._say_if_nothing_survives(rule)
         fraction = self.audit_fraction if audit and decision.eliminated else 0.0
         audited = is_audited(fraction, search, trial, source, target)
-        return Verdict(source, target, decision, audited, fingerprint or "")
+        seconds = getattr(rule, "scoring_seconds", 0.0)
+        return Verdict(source, target, decision, audited, fingerprint or "", seconds)
 
     def names_a_task(self, rule: EliminationRule, params: Mapping[str, Any]) -> bool:
         """Whether a parameter that is not the pair's holds a task of the rule."""

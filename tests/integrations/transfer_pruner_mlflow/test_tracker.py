@@ -13,6 +13,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -574,3 +575,25 @@ def test_without_mlflow_it_says_what_to_install(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'transfer-pruner[mlflow]'" in done.stdout
+
+
+@pytest.mark.parametrize("told_by", ["the rule", "the trials"])
+def test_proxy_scores_are_paid_for_whoever_tells_of_them(
+    uri: str, records: list[TrialRecord], told_by: str
+) -> None:
+    rule = EliminationRule({}, {}, scoring_seconds=2.0) if told_by == "the rule" else None
+    if rule is None:
+        records = [replace(record, scoring_seconds=2.0) for record in records]
+    with SavingsTracker("trec-is", tracking_uri=uri, maximize=True, rule=rule) as tracker:
+        for record in records:
+            tracker.record(record)
+    metrics = only_run(uri).data.metrics
+    assert metrics["savings/scoring_seconds"] == tracker.savings().scoring_seconds == 2
+    assert metrics["savings/seconds_spent"] == pytest.approx(14 + 2 + 0.04)
+    history = MlflowClient(uri).get_metric_history(tracker.run_id, "savings/seconds_spent")
+    assert min(point.value for point in history) > 2
+    assert "| proxy scores | 2.0 | measured |" in only_run(uri).data.tags["mlflow.note.content"]
+    path = mlflow.artifacts.download_artifacts(
+        run_id=tracker.run_id, artifact_path="savings/report.html", tracking_uri=uri
+    )
+    assert re.search(r"proxy scores</td>\s*<td[^>]*>2.0", Path(path).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +20,25 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_pruner import EliminationRule, LearningRule, TransferPredictor, estimate_audit
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    LearningRule,
+    TransferPredictor,
+    TrialRecord,
+    estimate_audit,
+    estimate_savings,
+)
 from transfer_pruner.pairs import ordered_pairs
-from transfer_pruner_optuna import TransferSampler, records_from_study, transfers_from_study
+from transfer_pruner_optuna import (
+    TrackingCallback,
+    TransferPruner,
+    TransferSampler,
+    gate,
+    plot_savings,
+    records_from_study,
+    transfers_from_study,
+)
 from transfer_pruner_optuna.ordering import History
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -382,3 +399,64 @@ def test_what_has_finished_is_read_once() -> None:
     history.update(study)
     assert not history.running
     assert sum(tried.results for tried in history._tried.values()) == 6
+
+
+def test_a_rule_that_was_refined_takes_the_best_scored_first_and_its_seconds_are_counted() -> None:
+    scores = ordered_pairs(TASKS).assign(score=0.0, seconds=0.25)
+    scores.loc[scores["source"] == "b", "score"] = 1.0
+    rule = learning_rule(start=0.0).refine(scores)
+    told: list[TrialRecord] = []
+
+    class Told:
+        def record(self, record: TrialRecord) -> None:
+            told.append(record)
+
+    study = optuna.create_study(
+        direction="maximize", sampler=TransferSampler(rule, seed=0, tracker=Told())
+    )
+    study.optimize(objective, n_trials=11)
+    pairs = [pair(trial) for trial in study.trials]
+    assert pairs[:6] == [(task, task) for task in TASKS]
+    assert {source for source, target in pairs[6:] if target != "b"} == {"b"}
+    for records in (told, records_from_study(study)):
+        assert estimate_savings(records).scoring_seconds == 0.25 * 30
+
+
+def reporting(trial: optuna.Trial) -> float:
+    value = objective(trial)
+    trial.report(value, 0)
+    if trial.should_prune():
+        raise optuna.TrialPruned
+    return value
+
+
+@pytest.mark.parametrize("adapter", ["gate", "pruner"])
+def test_every_adapter_tells_what_the_proxy_scores_took(adapter: str) -> None:
+    decisions = {
+        pair: Decision(False, 0.0, math.nan, "kept")
+        for pair in ordered_pairs(TASKS).itertuples(index=False, name=None)
+    }
+    rule = EliminationRule(decisions, {}).refine(
+        ordered_pairs(TASKS).assign(score=1.0, seconds=0.5), k=2
+    )
+    told: list[TrialRecord] = []
+
+    class Told:
+        def record(self, record: TrialRecord) -> None:
+            told.append(record)
+
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(0))
+    if adapter == "gate":
+        study.optimize(gate(objective, rule, tracker=Told()), n_trials=10)
+    else:
+        study = optuna.create_study(
+            direction="maximize", sampler=RandomSampler(0), pruner=TransferPruner(rule)
+        )
+        study.optimize(reporting, n_trials=10, callbacks=[TrackingCallback(Told())])
+    for records in (told, records_from_study(study)):
+        savings = estimate_savings(records)
+        assert savings.scoring_seconds == 0.5 * 30
+        assert savings.seconds_spent > 0.5 * 30
+    drawn = plot_savings(study).data
+    spent = next(trace for trace in drawn if "spent" in (trace.name or ""))
+    assert spent.y[-1] > 0.5 * 30

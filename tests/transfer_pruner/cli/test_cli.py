@@ -592,6 +592,22 @@ def test_a_report_of_a_study(
         assert told["answer"][target.target]["source"] == target.best.source
         assert "40 dev examples" in told["answer"][target.target]["certainty"]
     assert (told["trials"], told["savings"]["single_task_seconds"]) == (9, 7.0)
+    assert told["savings"]["scoring_seconds"] == 0
+
+
+def test_a_report_counts_what_proxy_scores_took(
+    storage: str, folder: Path, rule: Path, tmp_path: Path, answer: Ask
+) -> None:
+    scores = tmp_path / "scores.csv"
+    pairs = EliminationRule.load(rule).table()[["source", "target"]]
+    pairs.assign(score=0.5, method="logme", seconds=0.1).to_csv(scores, index=False)
+    refined = tmp_path / "refined"
+    fine("fit", "--embeddings", folder, "--top-k", 2, "--scores", scores, "--out", refined)
+    command = ("report", "--storage", storage, "--study", "mine", "--out", tmp_path / "it.html")
+    for told in (answer(*command, "--scores", scores), answer(*command, "--rule", refined)):
+        savings = told["savings"]
+        assert savings["scoring_seconds"] == pytest.approx(0.1 * len(pairs))
+        assert savings["seconds_spent"] > savings["scoring_seconds"]
 
 
 def test_a_search_that_minimizes_is_read_the_right_way_round(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import subprocess
 import sys
@@ -332,3 +333,67 @@ def test_bad_parameters_stop_early(
     assert repr(LearningRule(predictor)) == (
         "LearningRule(start=0.5, min_probability=0.05, refit_every=1, min_targets=1)"
     )
+
+
+def test_a_proxy_score_orders_pairs_as_much_as_attributions_do(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), start=0.4)
+    alone = rule.refitted().table()
+    # The sign turned round, so that both together say nothing of any pair.
+    opposite = alone[["source", "target"]].assign(score=-alone["score"], seconds=0.1)
+    even = rule.refine(opposite).refitted()
+    priorities = even.table()["priority"]
+    assert priorities.max() - priorities.min() < 1e-9
+    agreeing = rule.refine(opposite.assign(score=alone["score"]))
+    for target in sorted(embeddings):
+        assert agreeing.refitted().kept(target) == rule.refitted().kept(target)
+    assert rule.refine(opposite).scoring_seconds == pytest.approx(3.0)
+    assert even.scoring_seconds == pytest.approx(3.0)
+    assert agreeing.refitted(transfers).scoring_seconds == pytest.approx(3.0)
+    assert (rule.scoring_seconds, rule.refitted().scoring_seconds) == (0, 0)
+    # It is pickled to workers, and learns there as here.
+    there = pickle.loads(pickle.dumps(agreeing))  # noqa: S301
+    assert there.refitted(transfers).fingerprint == agreeing.refitted(transfers).fingerprint
+    assert agreeing.refitted(transfers).fingerprint != rule.refitted(transfers).fingerprint
+
+
+def test_pairs_that_were_looked_at_come_first_and_those_without_a_score_keep_their_place(
+    embeddings: dict[str, TaskEmbedding],
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), start=0.0)
+    of_news = rule.refitted().kept("news")
+    looked = pd.DataFrame({"source": of_news[:2], "target": "news", "score": [0.1, 0.2]})
+    refined = rule.refine(looked).refitted()
+    assert refined.kept("news") == [*of_news[1::-1], *of_news[2:]]
+    assert refined.kept("advice") == rule.refitted().kept("advice")
+    unscored = rule.refine(looked.assign(score=[math.nan, 0.2])).refitted()
+    assert unscored.fingerprint == rule.refine(looked[1:]).refitted().fingerprint
+
+
+def test_measured_facts_need_no_embeddings_beside_a_proxy_score() -> None:
+    world = a_world()
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS, start=0.5)
+    scores = world.rename(columns={"gain": "score"})
+    refined = rule.refine(scores)
+    assert n_eliminated(rule.refitted()) == 0
+    assert n_eliminated(refined.refitted()) == 12 * 5
+    best = world.loc[world.groupby("target")["gain"].idxmax()]
+    for row in best.itertuples():
+        assert refined.refitted().kept(row.target)[0] == row.source
+
+
+def test_what_are_no_proxy_scores_is_refused(embeddings: dict[str, TaskEmbedding]) -> None:
+    rule = LearningRule(TransferPredictor(embeddings))
+    with pytest.raises(ValueError, match=r"scores must be a DataFrame .* but got None"):
+        rule.refine(None)  # type: ignore[arg-type]
+    pairs = ordered_pairs(sorted(embeddings))
+    with pytest.raises(ValueError, match="lacks the column 'score'"):
+        rule.refine(pairs)
+    with pytest.raises(ValueError, match="more than once"):
+        rule.refine(pd.concat([pairs, pairs]).assign(score=1.0))
+    with pytest.raises(ValueError, match="holds no score of any of the rule's 30 pairs"):
+        rule.refine(pairs.assign(score=math.nan))
+    with pytest.warns(TransferPrunerWarning, match="names 1 of 7 tasks .*: 'gossip'"):
+        more = pd.DataFrame({"source": ["gossip"], "target": ["news"]})
+        rule.refine(pd.concat([pairs, more]).assign(score=1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,30 @@ def test_a_rule_that_keeps_nothing_has_nothing_to_rank_again() -> None:
     empty = pd.DataFrame({"source": [], "target": [], "score": np.zeros(0)})
     with pytest.warns(TransferPrunerWarning, match="15 of 15 kept pairs have no proxy score"):
         assert kept_pairs(FIRST.refine(empty)) == kept_pairs(FIRST)
+
+
+def test_a_rule_knows_what_its_proxy_scores_took_and_goes_by_them_in_no_other_way(
+    tmp_path: Path,
+) -> None:
+    table = scores_of(FIRST)
+    timed = table.assign(seconds=0.5)
+    # What was scored and is not used was paid for too; what is no number of seconds was not told.
+    timed.loc[len(timed)] = ["a", "b", 9.0, 2.0]
+    timed.loc[0, "seconds"] = math.nan
+    rule = FIRST.refine(timed, k=2)
+    assert FIRST.scoring_seconds == FIRST.refine(table, k=2).scoring_seconds == 0
+    assert rule.scoring_seconds == pytest.approx(0.5 * (len(table) - 1) + 2.0)
+    assert rule.fingerprint == FIRST.refine(table, k=2).fingerprint
+    rule.save(tmp_path)
+    for same in (EliminationRule.load(tmp_path), rule.with_settings({"k": 2})):
+        assert same.scoring_seconds == rule.scoring_seconds
+    again = rule.refine(table.assign(seconds=0.1), k=1)
+    assert again.scoring_seconds == pytest.approx(rule.scoring_seconds + 0.1 * len(table))
+
+
+def test_a_callable_is_timed() -> None:
+    def slow(source: str, _: str) -> float:
+        time.sleep(0.002)
+        return STRENGTH[source]
+
+    assert FIRST.refine(slow, 1).scoring_seconds >= 0.002 * len(kept_pairs(FIRST))
