@@ -181,10 +181,10 @@ class Ledger:
             "savings/trials_eliminated": self._counts["eliminated"],
         }
 
-    def _seconds_before(self) -> dict[str, float]:
+    def _seconds_before(self) -> dict[str, Any]:
         """Name what was spent before the first trial, as `estimate_savings` takes it."""
         names = ("single_task_seconds", "attribution_seconds", "scoring_seconds")
-        before = {name: float(self.settings.get(name, 0.0)) for name in names}
+        before: dict[str, Any] = {name: float(self.settings.get(name, 0.0)) for name in names}
         # The rule's, as the run or a trial tells it.
         before["scoring_seconds"] = max(before["scoring_seconds"], self._scoring)
         return before

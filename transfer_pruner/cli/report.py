@@ -73,7 +73,7 @@ def report(
             f"{where.target_param}: name them with --source-param and --target-param."
         )
     ending = where.ending()
-    before = {
+    before: dict[str, Any] = {
         "single_task_seconds": single_task_seconds,
         "attribution_seconds": attribution_seconds,
         # Of what the trials were decided by they tell themselves, and the rule does.

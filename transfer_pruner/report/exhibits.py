@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -57,7 +57,7 @@ _NO_GAIN = (
 )
 
 
-def savings_over_time(records: Sequence[TrialRecord], before: Mapping[str, float]) -> Exhibit:
+def savings_over_time(records: Sequence[TrialRecord], before: Mapping[str, Any]) -> Exhibit:
     """Show what was spent and saved as the search went on; `before` names seconds before it."""
     data = tables.savings_over_time_data(records, **before)
     return Exhibit(

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -98,7 +99,7 @@ def write_report(
     better = is_maximizing(records, maximize)
     if rule is not None:
         scoring_seconds = max(scoring_seconds, rule.scoring_seconds)
-    before = {
+    before: dict[str, Any] = {
         "single_task_seconds": single_task_seconds,
         "attribution_seconds": attribution_seconds,
         "scoring_seconds": scoring_seconds,
