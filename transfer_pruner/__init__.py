@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transfer_pruner.text import embed_many
     from transfer_pruner.transferability import score_pairs
     from transfer_pruner.transfers import transfers_from_records
+    from transfer_pruner.trust import RankingTrust, ranking_trust
 
 __all__ = [
     "Answer",
@@ -39,6 +40,7 @@ __all__ = [
     "EliminationRule",
     "LearningRule",
     "PairParams",
+    "RankingTrust",
     "Regret",
     "Savings",
     "TargetAnswer",
@@ -54,6 +56,7 @@ __all__ = [
     "load_embeddings",
     "pair_features",
     "probe_texts",
+    "ranking_trust",
     "regret",
     "save_embeddings",
     "score_pairs",
@@ -82,6 +85,7 @@ _HOMES = {
     "text": ("embed_many",),
     "transferability": ("score_pairs",),
     "transfers": ("transfers_from_records",),
+    "trust": ("RankingTrust", "ranking_trust"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

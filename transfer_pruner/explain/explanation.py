@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transfer_pruner.rule.decision import Decision
+from transfer_pruner.trust import RankingTrust
 
 _ALIKE = ("cka", "cosine")
 
@@ -134,6 +135,8 @@ class Explanation:
     measured_gain : float
         Mean over the pair's own measured transfers; NaN if there is none.
     nearest : tuple of MeasuredPair
+    trust : RankingTrust or None
+        How attributions alone rank the pairs that were measured; None without any.
     notes : tuple of str
         What could not be said, and what it takes.
     """
@@ -154,6 +157,7 @@ class Explanation:
     score: float = math.nan
     measured_gain: float = math.nan
     nearest: tuple[MeasuredPair, ...] = ()
+    trust: RankingTrust | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,6 +172,7 @@ class Explanation:
             self._on_tokens(top),
             self._on_contributions(top),
             self._on_nearest(top),
+            self._on_trust(),
             [line for note in self.notes for line in _wrapped(f"note: {note}")],
         )
         return [line for part in parts if part for line in ("", *part)][1:]
@@ -194,6 +199,11 @@ class Explanation:
         if "risk" in self.settings:
             lines += _wrapped(self._on_risk(), "  ")
         return lines + measured
+
+    def _on_trust(self) -> list[str]:
+        if self.trust is None or not self.trust.n_pairs:
+            return []
+        return _wrapped(f"attributions alone: {self.trust}")
 
     def _on_risk(self) -> str:
         about = "about " if self.settings.get("leave_target_out") else ""

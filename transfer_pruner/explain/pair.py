@@ -23,6 +23,7 @@ from transfer_pruner.rule.decision import Decision
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.ranking import ranked
 from transfer_pruner.tasks import is_baseline, task_name
+from transfer_pruner.trust import ranking_trust
 
 
 def explain_pair(
@@ -108,6 +109,10 @@ def explain_pair(
     if transfers is None:
         notes.append("no transfers were given: they tell the gains of similar measured pairs.")
     else:
+        if embeddings:
+            explanation["trust"] = ranking_trust(
+                embeddings, transfers, target_embeddings=target_embeddings
+            )
         own = (transfers["source"] == source) & (transfers["target"] == target)
         explanation["measured_gain"] = float(transfers.loc[own, "gain"].mean())
     decision = explanation.get("decision")

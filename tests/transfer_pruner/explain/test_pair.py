@@ -17,7 +17,13 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVR
 
-from transfer_pruner import EliminationRule, TaskEmbedding, TransferPredictor, pair_features
+from transfer_pruner import (
+    EliminationRule,
+    TaskEmbedding,
+    TransferPredictor,
+    pair_features,
+    ranking_trust,
+)
 from transfer_pruner.explain import explain_pair
 from transfer_pruner.explain.explanation import Explanation
 from transfer_pruner.pairs import ordered_pairs
@@ -281,6 +287,16 @@ def test_the_pairs_own_measurement_is_named_and_not_counted_as_near(
     own = transfers.set_index(["source", "target"])["gain"]["news", "advice"] + 0.5
     assert explanation.measured_gain == pytest.approx(own)
     assert ("news", "advice") not in [(x.source, x.target) for x in explanation.nearest]
+
+
+def test_it_tells_how_attributions_alone_have_ranked_what_was_measured(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    explanation = explain_pair("news", "advice", embeddings=embeddings, transfers=transfers)
+    assert explanation.trust == ranking_trust(embeddings, transfers)
+    assert "attributions alone: predicted and measured gains" in " ".join(explanation.lines())
+    alone = explain_pair("news", "advice", embeddings=embeddings, transfers=transfers.iloc[:1])
+    assert "attributions alone" not in " ".join(alone.lines())
 
 
 def test_the_risk_is_told_if_the_rule_was_calibrated(transfers: pd.DataFrame) -> None:
