@@ -17,6 +17,7 @@ import copy
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -214,8 +215,10 @@ class Bench:
         with encoder.half_precision(self.half):
             return self.tasks.truth(target, rows), encoder.logits(top, self.activations, rows)
 
-    def scores(self, top: Top, target: str) -> tuple[dict[str, float], float]:
-        """Score a model on every split of a target.
+    def scores(
+        self, top: Top, target: str, splits: Sequence[str] | None = None
+    ) -> tuple[dict[str, float], float]:
+        """Score a model on every split of a target, or on dev and those that are named.
 
         Of a label: F1 of the positive class, the threshold chosen on dev, and average precision. Of
         classes: macro F1 and accuracy. Beside them the seconds of the scoring on dev, which a
@@ -223,7 +226,7 @@ class Bench:
         """
         scores = {}
         threshold, on_dev, started = 0.0, 0.0, time.process_time()
-        for split in self.tasks.splits:
+        for split in splits or self.tasks.splits:
             truth, logits = self.logits(top, target, split)
             if logits.shape[1] == 1:
                 logits = logits[:, 0]
