@@ -41,7 +41,7 @@ _PAIR = ["source", "target"]
 _SCORE = "attribution_score"
 _FIRST = 20
 """Transfers that a posterior has to rest on before it eliminates, where nothing else is said."""
-_FITTED_AT = 10
+FITTED_AT = 10
 """Transfers that the model's variances are first fitted to; again at every half as many more."""
 
 
@@ -420,7 +420,7 @@ def _candidates(predictor: TransferPredictor, pairs: pd.DataFrame | None) -> pd.
 def _fixed_count(count: int) -> int:
     """Take the largest count, up to this one, at which variances are fitted; 0 before the first."""
     fixed = 0
-    following = _FITTED_AT
+    following = FITTED_AT
     while following <= count:
         fixed, following = following, following * 3 // 2
     return fixed

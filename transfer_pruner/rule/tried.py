@@ -14,10 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import FITTED_AT
 from transfer_pruner.rule.order import PairOrder
 
 _TRIES = 3
 """Trials without a result after which a pair waits for others, and no more baselines are tried."""
+_REPEATS = 2
+"""Results after which a pair waits for others while the model cannot know yet what repeats vary by:
+its prior expects much of them, and the few gains that are measured look alike if one pair has them
+all."""
 _LAST = 10**9
 """More than there can be trials: what is behind by so much comes after what is running."""
 
@@ -134,7 +139,9 @@ class TriedPairs:
                 return baseline
         return None
 
-    def behind(self, setting: Setting, running: Mapping[Pair, int]) -> dict[Pair, int]:
+    def behind(
+        self, setting: Setting, running: Mapping[Pair, int], repeats: float = math.inf
+    ) -> dict[Pair, int]:
         """Find the pairs that come after others in a trial, and how far they are behind.
 
         Parameters
@@ -143,11 +150,15 @@ class TriedPairs:
             The trial's hyperparameters as far as they stand: a pair that was tried at just these
             comes after others.
         running : mapping of (source, target) to int
+        repeats : int
+            Results after which a pair comes after others, at whatever settings.
         """
         behind = Counter(running)
         for pair, tried in self._tried.items():
             if tried.is_failing:
                 behind[pair] += tried.without_result
+            if tried.results >= repeats:
+                behind[pair] += tried.results
             if tried.is_exhausted or setting in tried.settings:
                 behind[pair] += _LAST + tried.results
         return behind
@@ -179,6 +190,9 @@ class NextPair:
     ) -> Pair | None:
         """Take a baseline that is due, else the best pair; None if the rule tells no order.
 
+        Until the variances of a LearningRule's model have been fitted, a pair with two results
+        comes after others.
+
         Parameters
         ----------
         rule : EliminationRule
@@ -203,7 +217,9 @@ class NextPair:
             source, target = instead_of
             if isinstance(source, str) and not order.ranks((source, target)):
                 return None
-        return order.best(_names(sources), targets, tried.behind(setting, running))
+        fitted = rule.settings.get("transfers", 0) >= FITTED_AT
+        behind = tried.behind(setting, running, math.inf if fitted else _REPEATS)
+        return order.best(_names(sources), targets, behind)
 
     def instead(
         self,

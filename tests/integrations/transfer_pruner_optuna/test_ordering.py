@@ -460,3 +460,31 @@ def test_every_adapter_tells_what_the_proxy_scores_took(adapter: str) -> None:
     drawn = plot_savings(study).data
     spent = next(trace for trace in drawn if "spent" in (trace.name or ""))
     assert spent.y[-1] > 0.5 * 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_before_the_variances_are_fitted_no_pair_runs_again_and_again(seed: int) -> None:
+    # With a continuous hyperparameter no pair is ever tried at all its settings.
+    tasks = [f"t{i}" for i in range(8)]
+    rng = np.random.default_rng(seed)
+    gains = {task: rng.normal(0, 0.05) for task in tasks[1:]} | {"t0": 0.0}
+    pairs = ordered_pairs(tasks)
+    noisy = pairs["source"].map(gains) / 2 + rng.normal(0, 0.05, len(pairs))
+    rule = LearningRule(
+        TransferPredictor(feature_columns=["attribution_score"]),
+        pairs=pairs.assign(attribution_score=noisy),
+    )
+
+    def searched(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", tasks)
+        rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+        return float(gains[source] - 0.002 * abs(np.log10(rate) + 2.5))
+
+    sampler = TransferSampler(rule, RandomSampler(seed=seed), target="t0")
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(searched, n_trials=11)
+    tried = Counter(trial.params["source"] for trial in study.trials[1:])
+    assert len(tried) >= 4, "three or four of seven survive at first"
+    assert max(tried.values()) <= 4
+    times = [list(tried).index(trial.params["source"]) for trial in study.trials[1:]]
+    assert all(len({*times[i : i + 4]}) > 1 for i in range(7)), times

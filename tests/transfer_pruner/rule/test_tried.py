@@ -95,3 +95,25 @@ def test_without_an_order_nothing_but_a_baseline_is_chosen() -> None:
 
 def test_a_source_that_somebody_wants_needs_no_baseline() -> None:
     assert NextPair()(rule(), TriedPairs(), LOW, {}, sources=["b"], targets=["t"]) == ("b", "t")
+
+
+def test_two_results_are_enough_of_a_pair_until_the_model_knows_what_repeats_vary_by() -> None:
+    tried = with_baseline()
+    first = rule()
+    learnt = first.with_settings({"rule": "learning", "transfers": 9})
+    fitted = first.with_settings({"rule": "learning", "transfers": 10})
+    ask = NextPair()
+
+    def taken(decides: EliminationRule, lr: float) -> Pair | None:
+        setting = setting_of({"lr": lr})
+        return ask(decides, tried, setting, {}, sources=TASKS, targets=["t"])
+
+    for i in range(4):
+        # Another rate each time: nothing is ever tried at these settings.
+        assert taken(fitted, 0.2 + i) == ("a", "t")
+        expected = ("a", "t") if i < 2 else ("b", "t")
+        assert taken(first, 0.2 + i) == taken(learnt, 0.2 + i) == expected
+        tried.add(("a", "t"), setting_of({"lr": 0.2 + i}), has_result=True)
+    for i in range(5):
+        tried.add(("b", "t"), setting_of({"lr": 7.0 + i}), has_result=True)
+    assert taken(learnt, 100.0) == ("a", "t"), "the one that has fewer"
