@@ -47,6 +47,8 @@ class TrialRecord:
     scoring_seconds : float
         What the proxy scores took that the rule re-ranked by, once for the whole search: the same
         in every record of it. 0 where it re-ranked by none, or the host does not know.
+    priority : float
+        How much the rule said that the trial is worth, as `Decision.priority`; NaN if nothing.
 
     Source and target are named as `transfer_pruner.tasks.task_name` does; a source that is the
     target is None.
@@ -65,6 +67,7 @@ class TrialRecord:
     audit: bool = False
     maximize: bool = True
     scoring_seconds: float = 0.0
+    priority: float = math.nan
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", plain_source(self.source, self.target))

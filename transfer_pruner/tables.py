@@ -10,7 +10,7 @@ table.
 | `source`, `target` | tasks; an empty source is the baseline, joint sources are in one cell |
 | `joint` | whether there are several sources |
 | `decision` | what became of a pair, in words |
-| `score`, `probability`, `reason` | what the rule said; of a pair, what it said last |
+| `score`, `probability`, `priority`, `reason` | what the rule said; of a pair, what it said last |
 | `predicted` | the score, or the probability, that was said before a pair's first trial ran |
 | `gain` | measured, of a trial; in a table of pairs that ran, the mean over their trials |
 | `mean_gain` | the same in a table of all pairs; empty where nothing was measured |
@@ -43,7 +43,7 @@ CHECKPOINTS = 40
 
 _PAIR = [*PAIR, "joint"]
 _PAIRS = [
-    *(*PAIR, "decision", "score", "probability", "reason", "trials", "trials_trained"),
+    *(*PAIR, "decision", "score", "probability", "priority", "reason", "trials", "trials_trained"),
     *("trials_eliminated", "trials_audited", "trials_failed", "mean_gain", "highest_value"),
     *("lowest_value", "seconds", "joint"),
 ]
@@ -51,7 +51,7 @@ _GAINS = [
     *("number", *PAIR, "gain", "score", "probability", "seconds", "audit", "joint"),
 ]
 _TYPES = {
-    **dict.fromkeys(("value", "score", "probability", "seconds"), float),
+    **dict.fromkeys(("value", "score", "probability", "priority", "seconds"), float),
     **dict.fromkeys(("audit", "joint", "maximize"), bool),
     "number": int,
 }
@@ -87,9 +87,9 @@ def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None)
     -------
     DataFrame
         By target and score, the single-task baseline first: source (empty for the baseline),
-        target, decision, score, probability, reason (what was last said of the pair), trials,
-        trials_trained, trials_eliminated, trials_audited (of the trained ones), trials_failed,
-        mean_gain, highest_value, lowest_value, seconds (all measured), joint.
+        target, decision, score, probability, priority, reason (what was last said of the pair),
+        trials, trials_trained, trials_eliminated, trials_audited (of the trained ones),
+        trials_failed, mean_gain, highest_value, lowest_value, seconds (all measured), joint.
     """
     records = sorted(records, key=lambda record: record.number)
     trials = trials_table(records)
@@ -104,7 +104,7 @@ def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None)
         weight=np.where(trials["score"].notna(), 2, trials["reason"] != ""),
     )
     last = trials.sort_values("weight", kind="stable").drop_duplicates(_PAIR, keep="last")
-    table = last.set_index(_PAIR)[["score", "probability", "reason"]]
+    table = last.set_index(_PAIR)[["score", "probability", "priority", "reason"]]
     pairs = trials.groupby(_PAIR, sort=False)
     all_kept = pairs["kept"].all()
     decision = np.select(

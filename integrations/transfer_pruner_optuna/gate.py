@@ -359,6 +359,7 @@ class _Gate:
                 value=float(value) if isinstance(value, Real) else math.nan,
                 score=verdict.decision.score,
                 probability=verdict.decision.probability,
+                priority=verdict.decision.priority,
                 reason=verdict.decision.reason,
                 hyperparameters=self._pair_of.hyperparameters(trial.params),
                 audit=verdict.audit,

@@ -22,6 +22,7 @@ PREFIX = "transfer_pruner."
 ELIMINATED = PREFIX + "eliminated"
 SCORE = PREFIX + "score"
 PROBABILITY = PREFIX + "probability"
+PRIORITY = PREFIX + "priority"
 AUDIT = PREFIX + "audit"
 REASON = PREFIX + "reason"
 SCORING = PREFIX + "scoring_seconds"
@@ -38,7 +39,7 @@ def marks_of(verdict: Verdict, attributes: Mapping[str, Any]) -> dict[str, Any]:
     longer holds is emptied, since Optuna deletes no attribute.
     """
     marks = verdict.marks(PREFIX)
-    stale = (SCORE, PROBABILITY, REASON, AUDIT, SCORING)
+    stale = (SCORE, PROBABILITY, PRIORITY, REASON, AUDIT, SCORING)
     emptied = {key: None for key in stale if attributes.get(key) is not None and key not in marks}
     return marks | emptied
 
@@ -282,6 +283,7 @@ def _record(
         value=trial.values[objective] if has_result else math.nan,
         score=_number(attributes.get(SCORE), decision.score),
         probability=_number(attributes.get(PROBABILITY), decision.probability),
+        priority=_number(attributes.get(PRIORITY), decision.priority),
         reason=attributes.get(REASON) or decision.reason,
         hyperparameters=pair_of.hyperparameters(trial.params),
         audit=attributes.get(AUDIT) == 1,

@@ -168,6 +168,7 @@ class PassedOver:
             seconds=0.0,
             score=decision.score,
             probability=decision.probability,
+            priority=decision.priority,
             reason=decision.reason,
             hyperparameters=self._pair_of.hyperparameters(split_audit(flat(config))[0]),
             # As its callback says of the trials.

@@ -17,6 +17,7 @@ PREFIX = "transfer_pruner/"
 ELIMINATED = PREFIX + "eliminated"
 SCORE = PREFIX + "score"
 PROBABILITY = PREFIX + "probability"
+PRIORITY = PREFIX + "priority"
 REASON = PREFIX + "reason"
 SCORING = PREFIX + "scoring_seconds"
 

@@ -19,7 +19,15 @@ from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_ray._private import metric_and_mode
 from transfer_pruner_ray.experiment import TuneTrial, read_trials
-from transfer_pruner_ray.marks import ELIMINATED, PROBABILITY, REASON, SCORE, SCORING, Pair
+from transfer_pruner_ray.marks import (
+    ELIMINATED,
+    PRIORITY,
+    PROBABILITY,
+    REASON,
+    SCORE,
+    SCORING,
+    Pair,
+)
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -165,7 +173,7 @@ def record_of(
         outcome = "eliminated"
     whole = last.get("training_iteration", 0) >= min_iterations
     said = {"score": last.get(SCORE), "probability": last.get(PROBABILITY)}
-    said["reason"] = last.get(REASON)
+    said |= {"priority": last.get(PRIORITY), "reason": last.get(REASON)}
     audit = trial.audit or {}
     decision = vars(rule.decide(source, target)) if rule is not None else {}
     for name in said:
@@ -181,6 +189,7 @@ def record_of(
         value=_number(last.get(metric)) if metric and whole and outcome == "trained" else math.nan,
         score=_number(said["score"]),
         probability=_number(said["probability"]),
+        priority=_number(said["priority"]),
         reason=str(said["reason"] or ""),
         hyperparameters=pair_of.hyperparameters(trial.config),
         audit=outcome == "trained" and trial.audit is not None,

@@ -95,10 +95,11 @@ def test_the_pairs_table_says_what_became_of_each_pair() -> None:
         TrialRecord(5, "c", "t", "trained", 2.0, 0.4, score=0.3, audit=True),
         TrialRecord(6, "d", "t", "failed", 1.0),
         TrialRecord(7, ("a", "b"), "t", "trained", 6.0, 0.6),
-        TrialRecord(8, "e", "t", "eliminated", 0.5, score=0.0),
-        TrialRecord(9, "e", "t", "trained", 3.0, 0.5, score=0.05),
+        TrialRecord(8, "e", "t", "eliminated", 0.5, score=0.0, priority=0.5),
+        TrialRecord(9, "e", "t", "trained", 3.0, 0.5, score=0.05, priority=0.75),
     ]
     table = pairs_table(records)
+    assert table.set_index("source")["priority"].dropna().to_dict() == {"e": 0.75}, "the last"
     assert table["source"].tolist() == ["", "c", "a", "e", "b", "a + b", "d"]
     rows = table.set_index("source")
     assert rows["decision"].to_dict() == {

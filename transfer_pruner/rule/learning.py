@@ -364,7 +364,8 @@ class LearningRule:
             reason += f"; rank 1 of {row.candidates} for a target not measured yet: kept"
         else:
             eliminated = not likely
-        return Decision(eliminated, row.score, row.probability, f"{reason}; {learnt}", row.priority)
+        reason = f"{reason}; {learnt}; priority {round(row.priority, 6):.2g}"
+        return Decision(eliminated, row.score, row.probability, reason, row.priority)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")

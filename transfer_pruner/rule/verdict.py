@@ -87,13 +87,13 @@ class Verdict:
     def marks(self, prefix: str) -> dict[str, Any]:
         """Name what a host writes on its trial; numbers, which tables and dashboards sort.
 
-        ``eliminated`` (0 or 1: what the rule says), ``score``, ``probability`` and ``rule``; of an
-        eliminated pair the ``reason``; of an audit trial ``audit``, 1; of a rule with proxy scores
-        ``scoring_seconds``. What is NaN is left out.
+        ``eliminated`` (0 or 1: what the rule says), ``score``, ``probability``, ``priority`` and
+        ``rule``; of an eliminated pair the ``reason``; of an audit trial ``audit``, 1; of a rule
+        with proxy scores ``scoring_seconds``. What is NaN is left out.
         """
         decision = self.decision
         marks: dict[str, Any] = {"eliminated": int(decision.eliminated), "rule": self.rule}
-        numbers = {"score": decision.score, "probability": decision.probability}
+        numbers = {name: getattr(decision, name) for name in ("score", "probability", "priority")}
         marks |= {name: value for name, value in numbers.items() if not math.isnan(value)}
         if decision.eliminated:
             marks["reason"] = decision.reason

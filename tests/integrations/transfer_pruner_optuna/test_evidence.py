@@ -257,7 +257,7 @@ def test_the_pruner_decides_and_writes_once_a_trial(monkeypatch: pytest.MonkeyPa
     for step in range(5):
         assert trial.should_prune() is False
         trial.report(0.5, step)
-    assert written == ["eliminated", "rule", "score", "probability"]
+    assert written == ["eliminated", "rule", "score", "probability", "priority"]
 
 
 class Failing(RegressorMixin, BaseEstimator):  # type: ignore[misc]

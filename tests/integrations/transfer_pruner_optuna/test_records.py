@@ -113,6 +113,7 @@ def test_records_tell_outcomes_apart() -> None:
     rule = EliminationRule({("b", "t"): Decision(True, -2.0, 0.25, "told so")}, {})
     told = records_from_study(study, rule)
     assert (told[1].probability, told[1].reason) == (0.25, "told so")
+    assert told[1].priority == rule.decide("b", "t").priority > 0
     assert told[0].reason == ""
     assert estimate_savings(records).trials_eliminated == 1
 

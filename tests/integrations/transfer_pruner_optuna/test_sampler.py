@@ -623,7 +623,10 @@ def test_a_trial_with_a_score_shows_it_and_the_study_shows_the_rule(rule: Elimin
         "transfer_pruner.rule": rule.fingerprint,
         "transfer_pruner.score": -1.0,
         "transfer_pruner.probability": 0.25,
+        "transfer_pruner.priority": 1.0,
     }
+    (record,) = records_from_study(study, target="c")
+    assert record.priority == 1.0, "from the storage alone"
     assert study.user_attrs["transfer_pruner.rule"]["fingerprint"] == rule.fingerprint
 
 

@@ -230,6 +230,8 @@ def test_every_thread_of_every_process_decides_as_the_rule(finished: Finished) -
             expected["transfer_pruner.score"] = decision.score
         if not math.isnan(decision.probability):
             expected["transfer_pruner.probability"] = decision.probability
+        if not math.isnan(decision.priority):
+            expected["transfer_pruner.priority"] = decision.priority
         if decision.eliminated:
             expected["transfer_pruner.reason"] = decision.reason
         assert trial.user_attrs == expected

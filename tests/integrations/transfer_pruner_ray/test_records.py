@@ -104,6 +104,7 @@ def test_a_rule_fills_in_scores_and_makes_no_audit(results: ResultGrid) -> None:
     records = records_from_results(results, rule, **PAIR)
     assert not any(r.audit for r in records), "nothing was drawn at random"
     assert [r.score for r in records if r.source == "b"] == [-0.3]
+    assert [r.priority for r in records if r.source == "b"] == [rule.decide("b", "t").priority]
     assert estimate_audit(records).headline() == "no audit trial among 0 eliminated ones."
     savings = estimate_savings(records)
     assert (savings.trials_trained, savings.trials_failed, savings.trials_audited) == (4, 1, 0)

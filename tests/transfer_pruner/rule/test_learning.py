@@ -144,7 +144,7 @@ def test_the_best_measured_pair_is_kept_and_measurements_of_a_pair_are_averaged(
     assert averaged.decide(best, "t05").reason.startswith("the best of ")
     surprising = rule.refitted(pd.concat([world, lucky[:1]]))
     assert surprising.decide(worst, "t05").reason == (
-        "the best of 0.500 measured for t05: kept; learnt from 132 transfers"
+        "the best of 0.500 measured for t05: kept; learnt from 132 transfers; priority 0"
     )
     assert surprising.kept("t05") == [worst]
 
@@ -162,7 +162,11 @@ def test_a_decision_says_what_it_rests_on() -> None:
         f"predicted gain {decision.score:.3f}; exceeds the best of {best:.3f} measured for t03 with"
         " probability "
     )
-    assert decision.reason.endswith(" (below 0.05); learnt from 132 transfers")
+    assert decision.reason.endswith(" (below 0.05); learnt from 132 transfers; priority 0")
+    early = LearningRule(TransferPredictor(), pairs=PAIRS).refitted(world[:30])
+    first = max((early.decide(source, "t03") for source in TASKS), key=lambda d: d.priority)
+    assert f"; priority {first.priority:.2g}" in first.reason
+    assert first.priority > 1e-3
 
 
 def test_equal_transfers_equal_decisions_whatever_was_asked_before(

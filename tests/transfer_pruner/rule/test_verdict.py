@@ -68,7 +68,9 @@ def test_a_kept_pair_trains_and_an_eliminated_one_does_not() -> None:
 
 def test_marks_are_numbers_and_say_which_rule_decided() -> None:
     marks = verdict(Decider(PairParams()), "a").marks("p.")
-    assert marks == {"p.eliminated": 0, "p.rule": A_HELPS.fingerprint, "p.score": 0.25}
+    said = {"p.score": 0.25, "p.priority": A_HELPS.decide("a", "t").priority}
+    assert marks == {"p.eliminated": 0, "p.rule": A_HELPS.fingerprint, **said}, "no NaN"
+    assert said["p.priority"] > 0
     marks = verdict(Decider(PairParams(), 1.0), "b").marks("")
     assert marks["eliminated"] == marks["audit"] == 1
     assert marks["reason"] == "why b"
