@@ -121,7 +121,7 @@ def _named(table: pd.DataFrame, column: str) -> pd.DataFrame:
     sources, targets = pair_columns(table, "source", "target")
     named = pd.DataFrame({"source": sources, "target": targets, column: table[column].to_numpy()})
     named = named[np.isfinite(named[column].astype(float))]
-    return named.groupby(["source", "target"], as_index=False)[column].mean()
+    return named.groupby(["source", "target"], as_index=False)[[column]].mean()
 
 
 def _centred_ranks(pairs: pd.DataFrame, column: str) -> FloatArray:
