@@ -1,4 +1,4 @@
-"""The pair that a trial gets where a LearningRule says which one is worth most.
+"""The pair that a trial gets where the rule says which one is worth most.
 
 What it must satisfy: the study is read once, and the pair follows from its storage alone, up to
 trials of this process whose parameters are not in there yet.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -95,11 +95,14 @@ class Ordering:
     Parameters
     ----------
     pair_of : PairParams
-        With one parameter for the source: of joint transfer no gains are learnt.
+        With one parameter for the source: of joint transfer no order is told.
+    learns : bool
+        Whether the rule says of every trial what it should be, not only of eliminated ones.
     """
 
-    def __init__(self, pair_of: PairParams) -> None:
+    def __init__(self, pair_of: PairParams, *, learns: bool) -> None:
         self._pair_of = pair_of
+        self._learns = learns
         self._lock = threading.RLock()
         self._histories: dict[Hashable, History] = {}
         # Of trials of this process whose parameters are not in the storage yet.
@@ -107,10 +110,10 @@ class Ordering:
         self._next = NextPair()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_pair_of": self._pair_of}
+        return {"_pair_of": self._pair_of, "_learns": self._learns}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_pair_of"])  # type: ignore[misc]
+        self.__init__(state["_pair_of"], learns=state["_learns"])  # type: ignore[misc]
 
     def choose(
         self,
@@ -122,6 +125,8 @@ class Ordering:
         known: Mapping[str, Any],
     ) -> Params | None:
         """Choose the pair's parameters; None if the rule tells no order, or nothing of the pair.
+
+        Of a rule that does not learn it is the pair that an eliminated one gives way to.
 
         Parameters
         ----------
@@ -147,7 +152,8 @@ class Ordering:
             # Chosen when its first half was suggested, whose choices alone were known then.
             pair = self._chosen.get((study_key(study), trial.number))
             if pair is None or not _is_among(pair, sources, targets):
-                pair = self._next(
+                ask = self._next if self._learns else self._instead
+                pair = ask(
                     rule,
                     history,
                     history.setting(known),
@@ -165,6 +171,32 @@ class Ordering:
         if self._pair_of.target is not None:
             return params
         return params | {of_target: targets[target]}
+
+    def _instead(
+        self,
+        rule: EliminationRule,
+        history: History,
+        setting: Setting,
+        running: Counter[Pair],
+        *,
+        sources: Collection[str | None],
+        targets: Collection[str],
+        instead_of: Pair | None,
+    ) -> Pair | None:
+        """Take the target's baseline if it is due, else the best of those that were tried least."""
+        if instead_of is None or not self._next.order(rule).tells:
+            return None
+        same = {instead_of[1]} & {*targets}
+        due = history.due_baseline(same, sources, running)
+        return due or self._next.instead(
+            rule,
+            history,
+            setting,
+            running,
+            sources=sources,
+            targets=targets,
+            proposed=instead_of,
+        )
 
     def is_chosen(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial's pair was chosen here."""

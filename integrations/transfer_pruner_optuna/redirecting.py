@@ -1,8 +1,8 @@
 """What a trial's parameters become once the base sampler has proposed them: with a surviving pair.
 
-What it must satisfy: a proposal that survives stands; the base sampler's model of the search is
-respected, so it is asked again before anything is changed; and a trial's rule, and what it is to be
-given, are fixed when it starts, and forgotten when it ends.
+What it must satisfy: a proposal that survives stands, unless the rule learns; where the rule tells
+no order the base sampler is asked again before anything is changed; and a trial's rule, and what it
+is to be given, are fixed when it starts, and forgotten when it ends.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Redirector:
     rng : random.Random
         Of the choice among surviving pairs.
     learns : bool
-        Whether the rule is a LearningRule, which says of every trial what it should be.
+        Whether the rule is a LearningRule, which says of every trial what it should be; any other
+        one says so of eliminated proposals.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Redirector:
         self._pair_of = decide.pair_of
         self._spaces = PairSpaces(decide.pair_of)
         self._survivors = Survivors(decide, rng)
-        self._ordering = Ordering(decide.pair_of) if learns else None
+        self._learns = learns
+        self._ordering = Ordering(decide.pair_of, learns=learns)
         # Of trials that run, by study and number.
         self._pairs: dict[tuple[Hashable, int], PairOfTrial] = {}
         self._met: set[Hashable] = set()
@@ -160,7 +162,7 @@ class Redirector:
     def _settled(
         self, study: optuna.Study, trial: FrozenTrial, ask: Callable[[], Params]
     ) -> Params:
-        """Ask for parameters until their pair survives, else change the last ones."""
+        """Take the pair that the rule's order says; without one, ask until a pair survives."""
         params = ask()
         spaces = self._spaces.known(study)
         if spaces is None or not any(name in params for name in self._pair_of.params):
@@ -177,7 +179,7 @@ class Redirector:
             stands = self._survivors.includes(pair.rule, first, choices)
         audited = verdict is not None and verdict.audit
         chosen = None
-        if self._ordering is not None and not audited:
+        if (self._learns or not stands) and not audited:
             # Who is not asked again says here which hyperparameters it will be.
             known = trial.params if self._times_again else trial.params | params
             chosen = self._ordering.choose(study, trial, pair.rule, first, choices, known)
@@ -215,7 +217,7 @@ class Redirector:
         ask: Callable[[], Params],
     ) -> Params:
         """Have a pair that was chosen trained at other hyperparameters than before, if we can."""
-        if self._ordering is None or not self._ordering.is_chosen(study, trial):
+        if not self._ordering.is_chosen(study, trial):
             return params
         return self._ordering.without_repeats(study, trial, params, pair, ask, self._times_again)
 
@@ -249,8 +251,7 @@ class Redirector:
 
     def _forget(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._pairs.pop((study_key(study), trial.number), None)
-        if self._ordering is not None:
-            self._ordering.forget(study, trial)
+        self._ordering.forget(study, trial)
 
     def _given(self, trial: FrozenTrial, pair: PairOfTrial, spaces: Spaces) -> Params:
         """Collect the pair's parameters that are not to be changed any more."""

@@ -37,10 +37,14 @@ class TransferSampler(BaseSampler):
     trials and return to the same pairs (GP, CMA-ES, QMC, NSGA-II, random search).
 
     The base sampler proposes source and target together, also where Optuna would have it sample one
-    after the other. If the pair is eliminated, Random, TPE, QMC, CMA-ES and NSGA samplers are asked
-    again, up to nine times; others are not, such as `GPSampler`, which would take long. Then as
-    little of the last proposal as possible is changed, at random: the source, if any survives for
-    the proposed target, else the target.
+    after the other. What survives stands. In place of an eliminated pair comes the target's
+    single-task baseline, if it has no result yet, else the best-scored pair of that target among
+    those that have had the fewest trials; of another target if none survives for this one. Pairs
+    that were tried at these hyperparameters come last, and of the proposal the hyperparameters are
+    taken. Where the rule tells no order, or the source is several parameters, Random, TPE, QMC,
+    CMA-ES and NSGA samplers are asked again, up to nine times; others are not, such as `GPSampler`,
+    which would take long. Then as little of the last proposal as possible is changed, at random:
+    the source, if any survives for the proposed target, else the target.
 
     With a `LearningRule` the pair is the surviving one of the highest `Decision.priority`, over all
     targets or the one that is given, and of the base sampler's first proposal the hyperparameters
@@ -81,7 +85,7 @@ class TransferSampler(BaseSampler):
     audit_fraction : float in [0, 1]
         Share of the eliminated proposals that run all the same, drawn as for `gate`.
     seed : int, optional
-        Of the choice among surviving pairs.
+        Of the choice among surviving pairs that the rule puts in no order.
     tracker : SavingsTracker, optional
         Or anything with ``record(TrialRecord)``; told of every trial, and of the eliminated
         proposals that were redirected.

@@ -212,6 +212,89 @@ def test_where_no_source_survives_for_the_target_the_source_is_kept() -> None:
     assert {(t.params["source"], t.params["target"]) for t in study.trials[1:]} == {("b", "e")}
 
 
+def ordered_rule(sources: str = "bcde", kept: str = "bcd", targets: str = "af") -> EliminationRule:
+    """Sources are worse from b on, and those that are not kept are eliminated."""
+    return EliminationRule(
+        {
+            (source, target): Decision(source not in kept, -float(rank), 0.25, "told so")
+            for rank, source in enumerate(sources)
+            for target in targets
+        },
+        {"rule": "by hand"},
+    )
+
+
+def proposals_of(n: int, base: BaseSampler, tell: bool = True, **more: Any) -> list[FrozenTrial]:
+    """Ask for trials of the target a whose source is one of a to e; the target is its baseline."""
+    sampler = TransferSampler(ordered_rule(), base, **{"target": "a", "seed": 0, **more})
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(n):
+        trial = study.ask()
+        trial.suggest_categorical("source", ["a", "b", "c", "d", "e"])
+        trial.suggest_int("layers", 1, 2)
+        if tell:
+            study.tell(trial, 0.0)
+    return study.get_trials()
+
+
+def test_an_eliminated_proposal_gives_way_to_the_best_surviving_pair_tried_least() -> None:
+    trials = proposals_of(7, Stubborn(source="e", layers=1))
+    # All at one setting: every pair once, then those that were tried least again.
+    assert [t.params["source"] for t in trials] == ["a", "b", "c", "d", "b", "c", "d"]
+    assert {t.params["layers"] for t in trials} == {1}
+    assert all(t.user_attrs["transfer_pruner.redirected"] == 1 for t in trials)
+    assert {t.user_attrs["transfer_pruner.proposed"]["source"] for t in trials} == {"e"}
+
+
+def test_what_others_are_running_comes_after_what_nobody_has_tried() -> None:
+    trials = proposals_of(5, Stubborn(source="e", layers=1), tell=False)
+    assert [t.params["source"] for t in trials] == ["a", "b", "c", "d", "b"]
+
+
+def test_redirected_trials_repeat_no_setting_while_another_is_left() -> None:
+    for seed in range(3):
+        trials = proposals_of(24, optuna.samplers.RandomSampler(seed=seed))
+        redirected = [t for t in trials if "transfer_pruner.redirected" in t.user_attrs]
+        seen = Counter((t.params["source"], t.params["layers"]) for t in redirected)
+        assert max(seen[source, layers] for source in "bcd" for layers in (1, 2)) <= 2
+
+
+def test_a_surviving_proposal_stands_whatever_is_better() -> None:
+    trials = proposals_of(6, Stubborn(source="d", layers=2))
+    assert {t.params["source"] for t in trials} == {"d"}
+    assert not any("transfer_pruner.redirected" in t.user_attrs for t in trials)
+
+
+def test_no_random_number_chooses_among_pairs_that_have_an_order() -> None:
+    def sources(seed: int) -> list[str]:
+        trials = proposals_of(12, optuna.samplers.RandomSampler(seed=5), seed=seed)
+        return [trial.params["source"] for trial in trials]
+
+    assert sources(0) == sources(1) == sources(2)
+
+
+def test_the_best_source_of_the_proposed_target_and_another_target_only_if_none_is_left() -> None:
+    decisions = dict(ordered_rule(targets="a").decisions) | {
+        (source, "f"): Decision(True, -1.0, 0.25, "told so") for source in "bcde"
+    }
+    rule = EliminationRule(decisions, {})
+    space = {
+        "source": CategoricalDistribution(["b", "c", "d", "e"]),
+        "target": CategoricalDistribution(["a", "f"]),
+    }
+
+    def asked(target: str) -> list[tuple[str, str]]:
+        sampler = TransferSampler(rule, Stubborn(source="e", target=target), seed=0)
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(6):
+            study.tell(study.ask(space), 0.0)
+        return [(t.params["source"], t.params["target"]) for t in study.trials]
+
+    # In the first trial the choices of the target are not known yet.
+    assert Counter(asked("a")) == dict.fromkeys([("b", "a"), ("c", "a"), ("d", "a")], 2)
+    assert {target for _, target in asked("f")[1:]} == {"a"}
+
+
 def test_hyperparameters_come_from_one_proposal_and_never_from_an_eliminated_one_before(
     rule: EliminationRule,
 ) -> None:
