@@ -47,12 +47,12 @@ class World:
     columns: list[str]
 
     @classmethod
-    def read(cls, way: str, metric: str) -> World:
+    def read(cls, way: str, metric: str, split: str = "test") -> World:
         """Read the tables of targets with four positives."""
         transfers, features = (
             pd.read_csv(HERE / f"{name}.csv") for name in ("transfers-4", "features-4")
         )
-        data = load(transfers, features, way, metric, "test")
+        data = load(transfers, features, way, metric, split)
         columns = ["attribution_score", *columns_of(features, ATTRIBUTIONS)]
         by_pair = data.features.groupby(["source", "target"], sort=False)
         pairs = by_pair[[*columns, "look"]].mean().reset_index()

@@ -6,7 +6,7 @@ from unittest import SkipTest
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import multivariate_normal, spearmanr
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import NotFittedError
@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from transfer_pruner import TaskEmbedding, TransferPredictor, TransferPrunerWarning
 from transfer_pruner.pairs import attribution_score, ordered_pairs
+from transfer_pruner.predictor.process import SCORE, SCORE_WEIGHTS
 
 Embeddings = dict[str, TaskEmbedding]
 
@@ -390,3 +391,39 @@ def test_gains_of_another_scale_are_predicted_alike(transfers: pd.DataFrame) -> 
     predictor = TransferPredictor().fit(loud, loud["gain"])
     others = transfers[transfers["target"] != "news"]
     np.testing.assert_allclose(predictor.predict(others), first.predict(others), atol=0.03)
+
+
+def test_a_score_that_misleads_is_left_on_evidence() -> None:
+    rng = np.random.default_rng(0)
+    pairs = ordered_pairs([f"task-{i:02}" for i in range(8)])
+    pairs["attribution_score"] = rng.normal(size=len(pairs))
+    noise = rng.normal(0, 0.02, len(pairs))
+    some = pairs.sample(16, random_state=0).index
+    rest = pairs.drop(some)
+    for sign in (1, -1):
+        gains = sign * 0.05 * pairs["attribution_score"] + noise
+        predictor = TransferPredictor(feature_columns=["attribution_score"])
+        predictor.fit(pairs.loc[some], gains[some], candidates=pairs)
+        said = pd.Series(predictor.predict(rest), rest.index)
+        within = said.groupby(rest["target"]).corr(gains[rest.index], method="spearman")
+        assert within.mean() > 0.5
+
+
+def test_the_weight_of_the_score_is_the_mean_of_its_priors_by_their_likelihoods() -> None:
+    rng = np.random.default_rng(1)
+    pairs = ordered_pairs(["a", "b", "c", "d"])
+    pairs["attribution_score"] = rng.normal(size=len(pairs))
+    gains = rng.normal(0, 0.1, len(pairs))
+    predictor = TransferPredictor(feature_columns=["attribution_score"]).fit(pairs, gains)
+    process = predictor.regressor_
+    x, score = process.X_train_, process.X_train_[:, SCORE]
+    covariance = process.kernel_(x) + process.alpha * np.eye(len(x))
+    gain = process.y_train_ + predictor._score_weight * score
+    likelihood = [
+        prior * multivariate_normal.pdf(gain - mean * score, cov=covariance)
+        for mean, prior in SCORE_WEIGHTS.items()
+    ]
+    expected = np.average([*SCORE_WEIGHTS], weights=likelihood)
+    assert predictor._score_weight == pytest.approx(expected)
+    alpha = np.linalg.solve(covariance, process.y_train_)
+    np.testing.assert_allclose(process.alpha_, alpha, rtol=1e-6)

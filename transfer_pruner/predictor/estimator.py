@@ -44,7 +44,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     .. math:: g(s, t) / \sigma_t = \ell(t) + x(s, t)^T w + w_t a(s, t) + u(s) + v(s, t) + e
 
     where a is the attribution score within its target, whose weight is positive before anything is
-    measured; x are the other features, standardised; the source's effect u, its popularity, has
+    measured, and nothing as soon as that is as likely as what was measured; x are the other features, standardised; the source's effect u, its popularity, has
     the covariance :math:`\alpha + \beta K(s, s')`, and the interaction v
     :math:`\gamma K(s, s') K(t, t') + \delta`. K is how alike two tasks' outputs change on the probe
     examples. The variances are those of the highest likelihood under wide priors. So with few
@@ -307,7 +307,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         parts = {"": added("mean", "target"), **design.linear(kernel, process)}
         if design.scored:
-            of_score = SCORE_WEIGHT * design.rows[:, SCORE]
+            of_score = self._score_weight * design.rows[:, SCORE]
             parts["attribution_score"] = of_score + added("score", "slope")
         columns = ["", *self._features_of(pairs.iloc[:0]).columns]
         table = pd.DataFrame(parts)[columns]
@@ -359,6 +359,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             given = kernel.theta
         self.regressor_ = fitted_process(design.rows, gains, kernel, given)
         self.theta_ = self.regressor_.kernel_.theta
+        self._score_weight = self.regressor_.weigh_score()
 
     def _yardstick(
         self, features: pd.DataFrame, targets: Tasks, candidates: pd.DataFrame | None
@@ -399,7 +400,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             else:
                 mean[part] = self.regressor_.predict(rows)
         scale = self._scale_of(targets)
-        mean = (mean + SCORE_WEIGHT * design.rows[:, SCORE]) * scale
+        mean = (mean + self._score_weight * design.rows[:, SCORE]) * scale
         return mean, np.sqrt(variance + self.regressor_.kernel_.noise) * scale
 
     def _design_of(self, pairs: pd.DataFrame) -> Rows:

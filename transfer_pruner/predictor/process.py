@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.linalg import cho_solve
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
@@ -35,6 +36,8 @@ VARIANCES: Mapping[str, float] = {
 """Prior variance of every effect, of gains in standard deviations of their target."""
 SCORE_WEIGHT = 0.5
 """Prior mean of what one standard deviation of the attribution score adds."""
+SCORE_WEIGHTS: Mapping[float, float] = {SCORE_WEIGHT: 0.5, SCORE_WEIGHT / 2: 0.25, 0.0: 0.25}
+"""Prior means of the same and how likely each is: a score that misleads is left on evidence."""
 PRIOR_SD = 1.0
 """Of the logarithm of a variance: wide, a factor of 2.7."""
 FITTED_ON = 400
@@ -175,6 +178,31 @@ class PairProcess(GaussianProcessRegressor):  # type: ignore[misc]
         super().__init__(kernel, alpha=1e-9, optimizer=optimizer)
         self.optimize = optimize
         self.scatter = scatter
+
+    def weigh_score(self) -> float:
+        r"""Move from `SCORE_WEIGHT`, which was fitted with, to the weight that the data speak for.
+
+        The mean of `SCORE_WEIGHTS` by their posterior probabilities,
+        :math:`\pi_m \exp(-(y - w_m a)^T K^{-1} (y - w_m a) / 2)`, a the score. Predictions are
+        linear in the weight, so this is what all of them predict, averaged.
+
+        Returns
+        -------
+        float
+            The weight; what the process predicts now comes on top of it times the score.
+        """
+        score = self.X_train_[:, SCORE]
+        means, prior = np.array([*SCORE_WEIGHTS]), np.array([*SCORE_WEIGHTS.values()])
+        of_score = cho_solve((self.L_, True), score)
+        left = SCORE_WEIGHT - means
+        # Of -2 log likelihood, what depends on the weight.
+        misfit = 2 * left * (score @ self.alpha_) + left**2 * (score @ of_score)
+        log_posterior = np.log(prior) - misfit / 2
+        posterior = np.exp(log_posterior - log_posterior.max())
+        weight = float(means @ posterior / posterior.sum())
+        self.y_train_ = self.y_train_ + (SCORE_WEIGHT - weight) * score
+        self.alpha_ = self.alpha_ + (SCORE_WEIGHT - weight) * of_score
+        return weight
 
     def log_marginal_likelihood(
         self,
