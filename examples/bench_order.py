@@ -61,14 +61,15 @@ class World:
         pairs = pairs[pairs["source"] != pairs["target"]].reset_index(drop=True)
         return cls(data, pairs, (alike + alike.T) / 2, columns)
 
-    def candidates(self, target: str, looked: int) -> pd.DataFrame:
-        """Take the pairs of a target; of the best of them the score knows the look as well."""
-        pairs = self.pairs[self.pairs["target"] == target].reset_index(drop=True)
-        score = standardised(pairs["attribution_score"])
-        if looked:
-            best = score.nlargest(looked).index
-            score[best] += 1 + standardised(pairs.loc[best, "look"])
-        return pairs.assign(attribution_score=score)
+    def candidates(self, target: str | None = None) -> pd.DataFrame:
+        """Take the pairs of a target, or all."""
+        pairs = self.pairs if target is None else self.pairs[self.pairs["target"] == target]
+        return pairs.reset_index(drop=True)
+
+    def looks(self, pairs: pd.DataFrame, looked: int) -> pd.DataFrame:
+        """Take the looks at so many sources of every target, the best by attributions."""
+        best = pairs.sort_values("attribution_score").groupby("target").tail(looked)
+        return best[["source", "target", "look"]].set_axis(["source", "target", "score"], axis=1)
 
     def transfers(self, target: str) -> pd.DataFrame:
         """Take what was measured of all other targets."""
@@ -82,32 +83,38 @@ class World:
         return pd.DataFrame(rows, columns=["source", "target", "gain"])
 
 
-def standardised(values: pd.Series) -> pd.Series:
-    return (values - values.mean()) / values.std()
-
-
 def fixed(world: World, target: str, looked: int) -> Next:
-    """Take sources in the order of their score."""
-    pairs = world.candidates(target, looked).set_index("source")["attribution_score"]
-    return lambda _: pairs
+    """Take sources in the order of their score, those looked at first, in the order of looks."""
+    worth = in_order(world, world.candidates(target), looked)
+    return lambda _: worth.loc[target]
 
 
-def learning_rule(world: World, pairs: pd.DataFrame) -> LearningRule:
-    """Make the rule that knows attributions and learns the rest."""
+def in_order(world: World, pairs: pd.DataFrame, looked: int) -> pd.Series:
+    """Say what pairs are worth by their score, and before those by the look, where it was taken."""
+    worth = pairs.set_index(["target", "source"])["attribution_score"].rank(pct=True)
+    if looked:
+        looks = world.looks(pairs, looked).set_index(["target", "source"])["score"]
+        worth[looks.index] = 1 + looks.rank(pct=True)
+    return worth
+
+
+def learning_rule(world: World, pairs: pd.DataFrame, looked: int = 0) -> LearningRule:
+    """Make the rule that knows attributions, and looks if there are any, and learns the rest."""
     predictor = TransferPredictor(feature_columns=world.columns, similarity=world.similarity)
-    return LearningRule(predictor, pairs=pairs)
+    rule = LearningRule(predictor, pairs=pairs)
+    return rule.refine(world.looks(pairs, looked)) if looked else rule
 
 
 def learning(world: World, target: str, looked: int = 0, others: bool = False) -> Next:
     """Take the source of the highest priority."""
-    pairs = world.candidates(target, looked)
     before = pd.DataFrame(columns=["source", "target", "gain"])
+    pairs = world.candidates(target)
     if others:
-        before = world.transfers(target)
-        rest = world.pairs[world.pairs["target"] != target]
-        score = rest.groupby("target")["attribution_score"].transform(standardised)
-        pairs = pd.concat([pairs, rest.assign(attribution_score=score)], ignore_index=True)
+        before, pairs = world.transfers(target), world.candidates()
     rule = learning_rule(world, pairs)
+    if looked:
+        # Of the other targets, what was measured says more than a look.
+        rule = rule.refine(world.looks(world.candidates(target), looked))
 
     def following(trials: pd.DataFrame) -> pd.Series:
         measured = trials.dropna(subset="source")

@@ -212,8 +212,8 @@ def searches(
                 for seed in range(seeds):
                     of_search: EliminationRule | LearningRule = rule
                     if way in LEARNING:
-                        pairs = world.candidates(surface.target, LEARNING[way])
-                        of_search = learning_rule(world, pairs)
+                        pairs = world.candidates(surface.target)
+                        of_search = learning_rule(world, pairs, LEARNING[way])
                     found = search(surface, of_search, name, way, seed, options.trials)
                     yield {"sampler": name, "way": way, "target": surface.target, **found}
             print(f"{name}, {way}: {time.perf_counter() - begun:.0f} seconds", flush=True)

@@ -15,6 +15,7 @@ every target's second.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,15 +26,17 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from bench_order import World, learning_rule
+from bench_order import World, in_order, learning_rule
 
 HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
-from analyse import interval, read_costs  # noqa: E402
+from analyse import Costs, interval, read_costs  # noqa: E402
 from table import LOOKED  # noqa: E402
 
 Order = Callable[[pd.DataFrame], pd.Series]
 """From the trials so far to the worth of each pair, by target and source."""
+Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
+"""One score a target."""
 KEYS = ["target", "source"]
 SIZES = (0, 20, 30, 40, 50, 75, 100, 150)
 """Trials on pairs, after the baselines, at which a search is looked at."""
@@ -45,20 +48,16 @@ class Found:
 
     trials: int
     saved: float
-    test: np.ndarray[tuple[int], np.dtype[np.float64]]
-    """Test score of each target's choice."""
+    dev: Scores
+    """Best dev score of each target."""
+    test: Scores
+    """Test score of that choice."""
     settled: bool = False
-
-
-def candidates(world: World, looked: int) -> pd.DataFrame:
-    """Take all pairs; of the best of every target the score knows the look as well."""
-    tables = [world.candidates(target, looked) for target in world.data.tasks]
-    return pd.concat(tables, ignore_index=True)
 
 
 def learning(world: World, looked: int, tolerance: float) -> Order:
     """Take the pair of the highest priority; none is worth a trial below the tolerance."""
-    rule = learning_rule(world, candidates(world, looked))
+    rule = learning_rule(world, world.candidates(), looked)
 
     def following(trials: pd.DataFrame) -> pd.Series:
         table = rule.refitted(trials.dropna(subset="source")).table()
@@ -73,15 +72,13 @@ def learning(world: World, looked: int, tolerance: float) -> Order:
 
 def by_rank(world: World, looked: int) -> Order:
     """Take every target's best source first, then every target's second."""
-    pairs = candidates(world, looked)
-    pairs["rank"] = pairs.groupby("target")["attribution_score"].rank(ascending=False)
-    worth = -pairs.set_index(KEYS)["rank"]
+    worth = -in_order(world, world.candidates(), looked).groupby("target").rank(ascending=False)
     return lambda _: worth
 
 
 def at_random(world: World, seed: int) -> Order:
     """Take pairs at random."""
-    index = pd.MultiIndex.from_frame(candidates(world, 0)[KEYS])
+    index = pd.MultiIndex.from_frame(world.candidates()[KEYS])
     worth = pd.Series(np.random.default_rng(seed).random(len(index)), index)
     return lambda _: worth
 
@@ -113,7 +110,7 @@ def search(world: World, order: Order, overhead: float, n_trials: int) -> Iterat
         ends = bool(worth.attrs.get("settled")) and not settled
         settled = settled or ends
         if n in SIZES or ends:
-            yield Found(n, 1 - spent / whole, chosen.copy(), ends)
+            yield Found(n, 1 - spent / whole, best.copy(), chosen.copy(), ends)
         target, source = left.idxmax()
         t, s = number[target], number[source]
         tried = {row[2] for row in rows if row[:2] == (source, target)}
@@ -125,10 +122,62 @@ def search(world: World, order: Order, overhead: float, n_trials: int) -> Iterat
             best[t], chosen[t] = dev[t, s, lr], test[t, s, lr]
 
 
-def exhaustive(world: World) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Test score of every target's trial that is best on dev of all that there are."""
-    everything = np.ones((len(world.data.tasks),) * 2, dtype=bool)
-    return world.data.chosen(everything)
+def searches(world: World, costs: Costs, tolerance: float) -> dict[str, tuple[Order, float, int]]:
+    """Name every order, with the seconds that it takes to make and its looks at every target."""
+    seeds, sources = len(world.data.dev), len(world.data.tasks) - 1
+    embedded = costs.seconds["attributions"] / seeds
+    again, everywhere = (
+        embedded + costs.seconds[looks] / seeds for looks in ("looked_at_again", "look")
+    )
+    return {
+        "learning, nothing measured before": (learning(world, 0, tolerance), embedded, 0),
+        "learning, eight re-ranked": (learning(world, LOOKED, tolerance), again, LOOKED),
+        "learning, all re-ranked": (learning(world, sources, tolerance), everywhere, sources),
+        "in the order of attributions": (by_rank(world, 0), embedded, 0),
+        "in that order, eight re-ranked": (by_rank(world, LOOKED), again, LOOKED),
+    }
+
+
+class Results:
+    """The table of one way of transfer and one test split.
+
+    Parameters
+    ----------
+    world : World
+    title : str
+    """
+
+    def __init__(self, world: World, title: str) -> None:
+        data = world.data
+        everything = np.ones((len(data.tasks),) * 2, dtype=bool)
+        self._best, self.alone = data.chosen(everything), data.chosen(~everything)
+        dev = data.dev.mean(axis=0).reshape(len(data.tasks), -1)
+        self._dev_alone = data.dev_baseline.mean(axis=0).max(axis=1)
+        self._dev_best = np.maximum(np.nanmax(dev, axis=1), self._dev_alone)
+        self.table = Table(title=title)
+        columns = ("trials on pairs", "saved", "kept on dev", "kept on test", "regret on test")
+        self.table.add_column("search")
+        for column in (*columns, "looks"):
+            self.table.add_column(column, justify="right")
+
+    @property
+    def nothing(self) -> Scores:
+        """What is lost by no transfer at all, on test."""
+        return self._best - self.alone
+
+    def add(self, name: str, found: list[Found], looks: int) -> None:
+        """Add a row: one search, or the mean of several."""
+        test, dev = (np.mean([getattr(x, of) for x in found], axis=0) for of in ("test", "dev"))
+        kept_on_dev = 1 - (self._dev_best - dev).mean() / (self._dev_best - self._dev_alone).mean()
+        self.table.add_row(
+            name,
+            f"{found[0].trials}{', settled' if found[0].settled else ''}",
+            f"{np.mean([x.saved for x in found]):.1%}",
+            f"{kept_on_dev:.0%}",
+            f"{1 - (self._best - test).mean() / self.nothing.mean():.0%}",
+            "{:.4f} ({:.4f}, {:.4f})".format(*interval(self._best - test)),
+            str(looks),
+        )
 
 
 def main() -> None:
@@ -141,70 +190,29 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=10, help="searches at random")
     options = parser.parse_args()
     console = Console(width=150)
-    for way in options.ways:
-        for split in options.splits:
-            world = World.read(way, options.metric, split)
-            costs = read_costs(HERE / "overhead-4.csv", [0, 1, 2])
-            seeds = len(world.data.dev)
-            embedded = costs.attributions / seeds
-            again = embedded + costs.looked_at_again / seeds
-            everywhere = embedded + costs.look / seeds
-            sources, tolerance = len(world.data.tasks) - 1, options.tolerance
-            searches = {
-                "learning, nothing measured before": (learning(world, 0, tolerance), embedded, 0),
-                f"learning, {LOOKED} looked at again": (
-                    learning(world, LOOKED, tolerance),
-                    again,
-                    LOOKED,
-                ),
-                "learning, all looked at": (
-                    learning(world, sources, tolerance),
-                    everywhere,
-                    sources,
-                ),
-                "in the order of attributions": (by_rank(world, 0), embedded, 0),
-                f"in that order, {LOOKED} looked at again": (
-                    by_rank(world, LOOKED),
-                    again,
-                    LOOKED,
-                ),
-            }
-            alone = world.data.chosen(np.zeros((len(world.data.tasks),) * 2, dtype=bool))
-            nothing = exhaustive(world) - alone
-            table = Table(title=f"{way} transfer, {options.metric} on {split}, all targets at once")
-            for column in ("search", "trials on pairs", "saved", "kept", "regret", "looks"):
-                table.add_column(column, justify="left" if column == "search" else "right")
-            for name, (order, overhead, looked) in searches.items():
-                for found in search(world, order, overhead, options.trials):
-                    regret = exhaustive(world) - found.test
-                    table.add_row(
-                        name,
-                        f"{found.trials}{', settled' if found.settled else ''}",
-                        f"{found.saved:.1%}",
-                        f"{1 - regret.mean() / nothing.mean():.0%}",
-                        "{:.4f} ({:.4f}, {:.4f})".format(*interval(regret)),
-                        str(looked * len(alone)),
-                    )
-            drawn = [
-                [*search(world, at_random(world, seed), 0.0, options.trials)]
-                for seed in range(options.random)
-            ]
-            for of_size in zip(*drawn, strict=True):
-                regret = exhaustive(world) - np.mean([found.test for found in of_size], axis=0)
-                table.add_row(
-                    "at random",
-                    str(of_size[0].trials),
-                    f"{np.mean([found.saved for found in of_size]):.1%}",
-                    f"{1 - regret.mean() / nothing.mean():.0%}",
-                    "{:.4f} ({:.4f}, {:.4f})".format(*interval(regret)),
-                    "0",
-                )
-            console.print(table)
-            console.print(
-                "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(nothing))
-                + f"{seeds} seeds; settled: no pair's next trial is expected to improve its target "
-                f"by more than {tolerance:g}. At random: mean of {options.random}."
-            )
+    for way, split in itertools.product(options.ways, options.splits):
+        world = World.read(way, options.metric, split)
+        costs = read_costs(HERE / "overhead-4.csv", [0, 1, 2])
+        n_targets = len(world.data.tasks)
+        results = Results(
+            world, f"{way} transfer, {options.metric} on {split}, all targets at once"
+        )
+        for name, made in searches(world, costs, options.tolerance).items():
+            order, overhead, looked = made
+            for found in search(world, order, overhead, options.trials):
+                results.add(name, [found], looked * n_targets)
+        drawn = [
+            [*search(world, at_random(world, seed), 0.0, options.trials)]
+            for seed in range(options.random)
+        ]
+        for of_size in zip(*drawn, strict=True):
+            results.add("at random", [*of_size], 0)
+        console.print(results.table)
+        console.print(
+            "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(results.nothing))
+            + f"{len(world.data.dev)} seeds; settled: no pair's next trial is expected to improve "
+            f"its target by more than {options.tolerance:g}. At random: mean of {options.random}."
+        )
 
 
 if __name__ == "__main__":

@@ -393,20 +393,23 @@ def test_gains_of_another_scale_are_predicted_alike(transfers: pd.DataFrame) -> 
     np.testing.assert_allclose(predictor.predict(others), first.predict(others), atol=0.03)
 
 
-def test_a_score_that_misleads_is_left_on_evidence() -> None:
-    rng = np.random.default_rng(0)
-    pairs = ordered_pairs([f"task-{i:02}" for i in range(8)])
-    pairs["attribution_score"] = rng.normal(size=len(pairs))
-    noise = rng.normal(0, 0.02, len(pairs))
-    some = pairs.sample(16, random_state=0).index
-    rest = pairs.drop(some)
-    for sign in (1, -1):
-        gains = sign * 0.05 * pairs["attribution_score"] + noise
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_score_that_misleads_is_left_on_evidence(sign: int) -> None:
+    found = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        pairs = ordered_pairs([f"task-{i}" for i in range(8)])
+        pairs["attribution_score"] = rng.normal(size=len(pairs))
+        pairs["gain"] = sign * 0.05 * pairs["attribution_score"] + rng.normal(0, 0.02, len(pairs))
+        some = pairs.sample(8, random_state=seed)
         predictor = TransferPredictor(feature_columns=["attribution_score"])
-        predictor.fit(pairs.loc[some], gains[some], candidates=pairs)
-        said = pd.Series(predictor.predict(rest), rest.index)
-        within = said.groupby(rest["target"]).corr(gains[rest.index], method="spearman")
-        assert within.mean() > 0.5
+        predictor.fit(some, some["gain"], candidates=pairs)
+        rest = pairs.drop(some.index)
+        rest["said"] = predictor.predict(rest)
+        found += [
+            spearmanr(rows["said"], rows["gain"]).statistic for _, rows in rest.groupby("target")
+        ]
+    assert np.mean(found) > 0.7
 
 
 def test_the_weight_of_the_score_is_the_mean_of_its_priors_by_their_likelihoods() -> None:

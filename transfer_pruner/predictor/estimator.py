@@ -44,8 +44,9 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     .. math:: g(s, t) / \sigma_t = \ell(t) + x(s, t)^T w + w_t a(s, t) + u(s) + v(s, t) + e
 
     where a is the attribution score within its target, whose weight is positive before anything is
-    measured, and nothing as soon as that is as likely as what was measured; x are the other features, standardised; the source's effect u, its popularity, has
-    the covariance :math:`\alpha + \beta K(s, s')`, and the interaction v
+    measured and is given up where the measured gains speak against it; x are the other features,
+    standardised; the source's effect u, its popularity, has the covariance
+    :math:`\alpha + \beta K(s, s')`, and the interaction v
     :math:`\gamma K(s, s') K(t, t') + \delta`. K is how alike two tasks' outputs change on the probe
     examples. The variances are those of the highest likelihood under wide priors. So with few
     transfers it ranks as the attribution score does, and leaves that on evidence only. Ours.

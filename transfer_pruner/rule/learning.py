@@ -195,8 +195,8 @@ class LearningRule:
     def refine(self, scores: pd.DataFrame) -> LearningRule:
         """Order pairs by a proxy score too, until what is measured teaches better.
 
-        What attributions say of a target's sources and what the proxy score says weigh alike, and
-        `start` eliminates the last ones by both. Ours.
+        Where there is a proxy score, what attributions say of a target's sources has half the
+        weight of it, and `start` eliminates the last ones by both. Ours.
 
         Parameters
         ----------

@@ -20,6 +20,8 @@ from transfer_pruner.rule.decision import Decisions
 from transfer_pruner.rule.ranking import finite_or_nan, ranked
 from transfer_pruner.tasks import FloatArray
 
+OF_RERANKED = 0.5
+"""Weight of what was known of a pair beside its proxy score; chosen on the dev split of TREC-IS."""
 ProxyScores = Callable[[str, str], float] | pd.DataFrame
 Pairs = list[tuple[str, str]]
 
@@ -83,8 +85,9 @@ def scored_too(
 ) -> pd.Series:
     """Order candidate pairs by what is known of them and by a proxy score, within their target.
 
-    Both are standardised within the target and added up; a pair with a proxy score has 1 more, so
-    that those that were thought worth a look come before others that look alike.
+    Both are standardised within the target and added up, where there is a proxy score with half the
+    weight for what was known before; such a pair has 1 more, so that those that were thought worth
+    a look come before others that look alike.
 
     Parameters
     ----------
@@ -112,8 +115,9 @@ def scored_too(
         return (values - within.transform("mean")) / spread.where(spread > 0, 1.0)
 
     known = standard(candidates[own].astype(float)) if own in candidates else 0.0 * proxy
+    known = known.fillna(0.0).where(proxy.isna(), OF_RERANKED * known.fillna(0.0))
     # Rounded, so that what cancels out leaves no order behind.
-    return (known.fillna(0.0) + (1.0 + standard(proxy)).fillna(0.0)).round(9)
+    return (known + (1.0 + standard(proxy)).fillna(0.0)).round(9)
 
 
 def table_seconds(scores: pd.DataFrame) -> float:
