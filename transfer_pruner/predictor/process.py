@@ -171,6 +171,9 @@ class PairProcess(GaussianProcessRegressor):  # type: ignore[misc]
         all that the means leave out of the likelihood.
     """
 
+    alpha_: FloatArray
+    y_train_: FloatArray
+
     def __init__(
         self, kernel: PairKernel, *, optimize: bool = True, scatter: tuple[int, float] = (0, 0.0)
     ) -> None:
