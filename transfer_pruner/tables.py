@@ -19,6 +19,9 @@ table.
 | `trials_audited` | how many of the trained ones had been eliminated |
 | `audit` | whether the pair was eliminated and the trial ran all the same |
 | `seconds`, `seconds_spent` | wall-clock, measured |
+| `value` | of the objective, of one trial or as the text says |
+| `first_tried` | the how-manieth trial that ran was the pair's first |
+| `share_of_gain` | of the gain that the search ended with, from 0 to 1 |
 | `estimated_seconds_saved` | an estimate; with `_low` and `_high`, its interval |
 """
 

@@ -6,7 +6,9 @@ the limits that MLflow takes from the process's environment stay as the user has
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,6 +44,17 @@ def refused_name(name: str) -> str | None:
     except MlflowException as error:
         return str(error)
     return None
+
+
+def accepted_name(prefix: str, task: str) -> str:
+    """Name something of a task: by the task if MLflow takes that, else by what it takes of it.
+
+    A digest at the end keeps two tasks apart that are alike in what MLflow takes.
+    """
+    if refused_name(prefix + task) is None:
+        return prefix + task
+    digest = hashlib.sha256(task.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{prefix}{re.sub(r'[^0-9A-Za-z_. -]', '_', task)[:150]} {digest}"
 
 
 class _LimitedTracking(TrackingServiceClient):

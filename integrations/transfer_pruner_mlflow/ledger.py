@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from transfer_pruner.answer import Answer, find_answer
 from transfer_pruner.audit import AuditEstimate, estimate_audit
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.savings import Savings, estimate_savings
 from transfer_pruner.tables import pairs_table, trials_table
+from transfer_pruner_mlflow.note import REGRET, describe
 from transfer_pruner_mlflow.spool import Event, decode_record
 
 # Estimates change slowly and are dear: at times of their own, but never further apart than this.
@@ -56,6 +58,9 @@ class Ledger:
         How the last session ended.
     closed : bool
         Whether it ended as it should.
+    ending : dict
+        Why the search ended, and how many trials the exhaustive one has, as `estimate_savings`
+        takes it; empty if nobody said.
     """
 
     def __init__(self, taken: Callable[[], Iterable[Event]] | None = None) -> None:
@@ -76,6 +81,8 @@ class Ledger:
         self._last_estimate = 0
         self._unestimated = self._corrected = False
         self._logged: dict[str, float] = {}
+        self.ending: dict[str, Any] = {}
+        self._best: dict[str, float] = {}
 
     @property
     def decided(self) -> int:
@@ -113,6 +120,8 @@ class Ledger:
             points = self._points(event.data, event.timestamp)
         elif event.kind == "artifact":
             self.artifacts[event.data["artifact"]] = event.data["file"]
+        elif event.kind == "ending":
+            self.ending, self._unestimated = event.data, bool(self._known)
         elif event.kind == "closed":
             self.status, self.closed = event.data["status"], True
             points = self.estimates()
@@ -130,18 +139,47 @@ class Ledger:
         audit = self._audit(records)
         if audit is not None:
             metrics |= audit.metrics()
+        answer = self.answer(records)
+        if answer is not None:
+            metrics |= answer.metrics() | self._new_best(answer)
         # What corrects a point comes after it, in however short a search.
         timestamp = self._last + self._corrected
         self._unestimated = self._corrected = False
         self._last_estimate = self._last
         return self._points(metrics, timestamp)
 
+    def answer(self, records: list[TrialRecord] | None = None) -> Answer | None:
+        """Find what the search found; None where nobody said whether a higher value is better."""
+        maximize = self.settings.get("maximize")
+        if maximize is None:
+            return None
+        return find_answer(self.records() if records is None else records, maximize=maximize)
+
+    def _new_best(self, answer: Answer) -> dict[str, float]:
+        """Name the best value of every target that has another one than was told."""
+        # It imports mlflow, which reading a spool must not need.
+        from transfer_pruner_mlflow._private import accepted_name
+
+        found = {
+            accepted_name("best/", one.target): one.best.value for one in answer.targets if one.best
+        }
+        new = {name: value for name, value in found.items() if self._best.get(name) != value}
+        self._best |= new
+        return new
+
+    @property
+    def kind(self) -> str:
+        """What kind of search it is, in a word for MLflow's comparison."""
+        told = self.settings.get("tags", {}).get("transfer_pruner.search")
+        eliminated = self._counts["eliminated"]
+        return str(told or ("elimination" if eliminated else "no elimination"))
+
     def savings(self) -> Savings:
         """Estimate the savings of the trials so far."""
         return self._savings(self.records())
 
     def _savings(self, records: list[TrialRecord]) -> Savings:
-        return estimate_savings(records, **self._seconds_before())
+        return estimate_savings(records, **self._seconds_before(), **self.ending)
 
     def _audit(self, records: list[TrialRecord]) -> AuditEstimate | None:
         """Estimate what elimination misses; None if no trial was audited."""
@@ -214,45 +252,15 @@ class Ledger:
         return pairs.astype(object).where(pairs.notna(), None)
 
     def note(self) -> str:
-        """Describe the search, the headline first, and say what is measured."""
+        """Describe the search, what was found and the headline first, and say what is measured."""
         records = self.records()
-        savings, audit = self._savings(records), self._audit(records)
-        rule = self.settings.get("tags", {}).get("transfer_pruner.rule")
-        lines = [
-            f"**{savings.headline()} {self._lost(audit)}**",
-            "| | seconds | |\n|---|---:|---|\n"
-            f"| single-task training | {savings.single_task_seconds:.1f} | measured |\n"
-            f"| attribution | {savings.attribution_seconds:.1f} | measured |\n"
-            f"| proxy scores | {savings.scoring_seconds:.1f} | measured |\n"
-            f"| {savings.trials_trained} trials that trained | {savings.training_seconds:.1f} "
-            "| measured |\n"
-            f"| {savings.trials_eliminated} eliminated trials, deciding "
-            f"| {savings.deciding_seconds:.1f} | measured |\n"
-            f"| exhaustive search | {savings.estimated_exhaustive_seconds:.1f} | estimated |",
-            f"Audit: {audit.headline()}" if audit is not None else "",
-            f"Rule: `{rule}`" if rule else "",
-            f"{NOTE_ENDS} Every pair with its reason: `savings/pairs.csv`; every trial: "
-            "`savings/decisions.csv`. What is named `estimated_` rests on a cost model over the "
-            "trials that trained, since an eliminated trial never ran.",
-        ]
-        return "\n\n".join(line for line in lines if line)
-
-    def _lost(self, audit: AuditEstimate | None) -> str:
-        """Say in a sentence what the savings cost in score, or that nobody knows."""
-        if REGRET in self._logged:
-            return f"Regret {self._logged[REGRET]:.4f} (measured)."
-        if audit is None or not audit.trials_audited:
-            return "What elimination missed is not known: no trial was audited."
-        low, high = audit.false_elimination_rate_interval
-        return (
-            f"False eliminations: {audit.false_eliminations} of {audit.trials_audited} audited, "
-            f"{audit.confidence:.0%} interval {low:.0%} to {high:.0%}."
+        return describe(
+            self.answer(records),
+            self._savings(records),
+            self._audit(records),
+            regret=self._logged.get(REGRET),
+            rule=self.settings.get("tags", {}).get("transfer_pruner.rule"),
         )
-
-
-REGRET = "savings/measured_regret"
-"""Logged by who has run what was eliminated; the description tells it."""
-NOTE_ENDS = "Charts: metrics under `savings/`."
 
 
 def _key(data: dict[str, Any]) -> _Key:

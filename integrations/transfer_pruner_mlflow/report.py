@@ -95,6 +95,7 @@ def _write(
         single_task_seconds=settings["single_task_seconds"],
         attribution_seconds=settings["attribution_seconds"],
         scoring_seconds=settings.get("scoring_seconds", 0.0),
+        **ledger.ending,
     )
     data = sorted(file.with_name(f"{file.stem}-data").iterdir())
     return {path.relative_to(folder).as_posix(): path for path in (file, *data)}

@@ -23,10 +23,13 @@ from mlflow.exceptions import MlflowException
 import transfer_pruner
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
-from transfer_pruner_mlflow._private import refused_name
-from transfer_pruner_mlflow.ledger import NOTE_ENDS, Ledger, Point
+from transfer_pruner_mlflow._private import accepted_name, refused_name
+from transfer_pruner_mlflow.ledger import Ledger, Point
+from transfer_pruner_mlflow.note import NOTE_ENDS
 
 SPOOL = "transfer_pruner.spool"
+SEARCH = "transfer_pruner.search"
+_BEST = "transfer_pruner.best/"
 _NOTE = "mlflow.note.content"
 _TABLES = "mlflow.loggedArtifacts"
 _BATCH = 1000
@@ -62,6 +65,7 @@ def rule_tags(rule: EliminationRule | LearningRule | None) -> dict[str, str]:
     tags = {"transfer_pruner.version": transfer_pruner.__version__}
     if rule is None:
         return tags
+    tags[SEARCH] = "learning" if isinstance(rule, LearningRule) else "elimination"
     tags["transfer_pruner.rule"] = json.dumps(rule.settings, default=str)[:4000]
     if isinstance(rule, EliminationRule):
         tags["transfer_pruner.rule_fingerprint"] = rule.fingerprint
@@ -148,10 +152,11 @@ class SavingsRun:
         self._uncertain = False
 
     def finish(self, ledger: Ledger) -> None:
-        """Write the description, and end the run if it was created here."""
+        """Write answer and description, and end the run if it was created here."""
         if ledger.decided:
-            tags = self._client.get_run(self.run_id).data.tags
-            if NOTE_ENDS in tags.get(_NOTE, NOTE_ENDS):
+            run = self._client.get_run(self.run_id)
+            self._tell_best(run, ledger)
+            if NOTE_ENDS in run.data.tags.get(_NOTE, NOTE_ENDS):
                 self._client.set_tag(self.run_id, _NOTE, ledger.note())
         if self._owned:
             self._client.set_terminated(self.run_id, ledger.status)
@@ -178,15 +183,40 @@ class SavingsRun:
                 passing = isinstance(error, MlflowException) and refusal(error) is None
         return failed
 
+    def _tell_best(self, run: Run, ledger: Ledger) -> None:
+        """Write the best of each target as a parameter, or as a tag where that cannot be."""
+        answer = ledger.answer()
+        found = [one for one in answer.targets if one.best] if answer is not None else []
+        params, tags = dict(run.data.params), {SEARCH: ledger.kind}
+        new: dict[str, str] = {}
+        for one in found[:_MOST_PARAMS]:
+            key, tag = accepted_name("best/", one.target), accepted_name(_BEST, one.target)
+            best = " ".join(str(one.best).split())[:500]
+            # A parameter is written once: not into somebody else's run, nor before the end.
+            if self._owned and ledger.status == "FINISHED" and key not in params:
+                new[key] = params[key] = best
+            # Where it cannot tell what is best now, a tag does, and goes on doing so.
+            if params.get(key) != best or tag in run.data.tags:
+                tags[tag] = best
+        self._client.log_batch(self.run_id, params=[Param(*item) for item in new.items()])
+        many = [RunTag(*item) for item in tags.items()]
+        for start in range(0, len(many), _MOST_PARAMS):
+            self._client.log_batch(self.run_id, tags=many[start : start + _MOST_PARAMS])
+
     def _artifacts(self, ledger: Ledger) -> Iterator[tuple[str, Callable[[], object]]]:
         """Name what belongs to the run, with what stores it."""
         client, run_id = self._client, self.run_id
         if ledger.decided:
-            pairs = ledger.pairs_table()
-            for name, table in (("pairs", pairs), ("decisions", ledger.decisions_table())):
+            answer = ledger.answer()
+            tables = {"pairs": ledger.pairs_table(), "decisions": ledger.decisions_table()}
+            if answer is not None:
+                tables = {"answer": answer.table(), **tables}
+            for name, table in tables.items():
                 csv, name = table.to_csv(index=False), f"savings/{name}.csv"
                 yield name, partial(client.log_text, run_id, csv, name)
-            yield "savings/pairs.json", lambda: self._log_table(pairs, "savings/pairs.json")
+            for name in ("answer", "pairs") if answer is not None else ("pairs",):
+                file = f"savings/{name}.json"
+                yield file, partial(self._log_table, tables[name], file)
         for name, file in ledger.artifacts.items():
             # Not there on another machine, or after somebody tidied up.
             if Path(file).is_file():

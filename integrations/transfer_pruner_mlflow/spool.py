@@ -37,7 +37,7 @@ DEFAULT_DIRECTORY = Path(".transfer_pruner") / "spool"
 _HALF = re.compile("[\ud800-\udfff]")
 _FIELDS = [field.name for field in fields(TrialRecord)]
 
-Kind = Literal["run", "connected", "trial", "metrics", "artifact", "closed", "synced"]
+Kind = Literal["run", "connected", "trial", "metrics", "artifact", "ending", "closed", "synced"]
 
 
 class SpoolInUseError(ValueError):
@@ -54,7 +54,8 @@ class Event:
         Unique: the spool's own id and a count.
     kind : str
         "run" for where and how to write, once a session; "connected" for the run that it became;
-        "trial", "metrics" and "artifact" for what is shown; "closed" for how a session ended;
+        "trial", "metrics" and "artifact" for what is shown; "ending" for why the search ended and
+        what it never started; "closed" for how a session ended;
         "synced" once MLflow has everything above.
     timestamp : int
         Milliseconds since 1970, when it happened; MLflow shows this, not when it was sent.

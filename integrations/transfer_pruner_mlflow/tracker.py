@@ -59,10 +59,11 @@ _CONNECT_SECONDS = 2.0
 class SavingsTracker:
     """Show a search's savings as one MLflow run.
 
-    The run gets step metrics ``savings/...`` after the n-th trial, ``audit/...`` if there are audit
-    trials, the tables ``savings/pairs`` and ``savings/decisions``, ``savings/report.html``, and a
-    description whose first line is the headline. Trials are not runs: an eliminated trial costs a
-    row, not a red cross in the list.
+    The run gets what the search found, ``best/<target>`` as metrics and as parameters, step metrics
+    ``savings/...`` after the n-th trial, ``audit/...`` if there are audit trials, the tables
+    ``savings/answer``, ``savings/pairs`` and ``savings/decisions``, ``savings/report.html``, and a
+    description that begins with what was found and what was saved. Trials are not runs: an
+    eliminated trial costs a row, not a red cross in the list.
 
     Parameters
     ----------
@@ -70,8 +71,8 @@ class SavingsTracker:
         Name of the experiment to create a run in; made if it does not exist. Left out, an active
         run is written into, then the run of ``MLFLOW_RUN_ID``; if there is neither, a run is
         created in ``transfer_pruner``.
-    run_name : str
-        Of a run that is created.
+    run_name : str, optional
+        Of a run that is created; left out, "learning", "elimination" or "savings", by the rule.
     tracking_uri : str, optional
         MLflow's own default if left out: the tracking URI that is set, else
         ``sqlite:///mlflow.db`` in the working directory.
@@ -79,13 +80,13 @@ class SavingsTracker:
         A run to write into, before all others. It is ended here only if a tracker created it.
     study : optuna.Study, optional
         If its storage is ``mlflow.optuna.MlflowStorage``, the study's run is written into. It also
-        tells `maximize`.
+        tells `maximize`, and why it stopped, if `StopWhenSettled` stopped it.
     rule : EliminationRule or LearningRule, optional
         What decides: its fingerprint and settings become tags, and parameters of a created run, and
         the seconds of its proxy scores are counted. Trials tell of them too.
     maximize : bool, optional
-        Whether a higher value is better. Left out and no `study` given, measured gains and audit
-        figures are left out too.
+        Whether a higher value is better. Left out and no `study` given, measured gains, audit
+        figures and what was best are left out too.
     single_task_seconds, attribution_seconds : float
         Seconds spent before the search, as for `estimate_savings`.
     spool : path
@@ -116,7 +117,7 @@ class SavingsTracker:
         self,
         experiment: str | None = None,
         *,
-        run_name: str = "savings",
+        run_name: str | None = None,
         tracking_uri: str | None = None,
         run_id: str | None = None,
         study: optuna.Study | None = None,
@@ -138,14 +139,15 @@ class SavingsTracker:
                 "SavingsTracker needs mlflow: pip install 'transfer-pruner[mlflow]'."
             ) from error
         # With mlflow, which our own import must not load.
-        from transfer_pruner_mlflow.run import rule_params, rule_tags
+        from transfer_pruner_mlflow.run import SEARCH, rule_params, rule_tags
 
         if not close_seconds >= 0:
             raise ValueError(f"close_seconds cannot be negative but got {close_seconds}.")
         self._meter = EnergyMeter(energy) if energy is not None else None
         self._attachment = attach(experiment, run_id, tracking_uri, study)
         self.experiment = self._attachment.experiment
-        self.run_name = run_name
+        tags = rule_tags(rule)
+        self.run_name = run_name = run_name or tags.get(SEARCH, "savings")
         self.tracking_uri = tracking_uri
         self.single_task_seconds = single_task_seconds
         self.attribution_seconds = attribution_seconds
@@ -155,6 +157,7 @@ class SavingsTracker:
         if maximize is None and study is not None and len(study.directions) == 1:
             self.maximize = study.direction.name == "MAXIMIZE"
         self._report, self._energy = report, energy
+        self._study = study
         self._folder = Path(spool).absolute()
         self._settings: dict[str, Any] = {
             "experiment": self.experiment,
@@ -163,7 +166,7 @@ class SavingsTracker:
             "single_task_seconds": single_task_seconds,
             "attribution_seconds": attribution_seconds,
             "scoring_seconds": rule.scoring_seconds if rule is not None else 0.0,
-            "tags": rule_tags(rule),
+            "tags": tags,
             "params": rule_params(rule),
         }
         # Guards what is not in the spool yet; never held while MLflow is asked.
@@ -172,6 +175,7 @@ class SavingsTracker:
         self._file: Spool | None = None
         self._writer: Writer | None = None
         self._artifacts: set[str] = set()
+        self._ending: dict[str, Any] = {}
 
     @property
     def run_id(self) -> str | None:
@@ -246,6 +250,8 @@ class SavingsTracker:
             status = "KILLED"
         assert self._writer is not None
         deadline = time.monotonic() + self.close_seconds
+        if kind is None:
+            self._read_ending()
         self._conclude(self.close_seconds / 2)
         self._append("closed", {"status": status})
         self._writer.close(max(0.0, deadline - time.monotonic()))
@@ -325,6 +331,22 @@ class SavingsTracker:
         name = artifact_name(artifact)
         guarded(lambda: self._put(name, copy_file, path))
 
+    def log_ending(
+        self, *, exhaustive_trials: int | None = None, stopped: str | None = None
+    ) -> None:
+        """Say why the search ended and what it never started: `savings` and the run then tell it.
+
+        Of an Optuna study ``tracker.log_ending(**ending_from_study(study))``. A tracker that was
+        given the study does so itself where `StopWhenSettled` has stopped it.
+
+        Parameters
+        ----------
+        exhaustive_trials, stopped
+            As for `transfer_pruner.estimate_savings`.
+        """
+        self._ending = {"exhaustive_trials": exhaustive_trials, "stopped": stopped}
+        guarded(lambda: self._append("ending", self._ending))
+
     def ray_callback(
         self,
         metric: str | None = None,
@@ -366,6 +388,21 @@ class SavingsTracker:
 
     # What is written at the end.
 
+    def _read_ending(self) -> None:
+        """Take from the study why it stopped, unless that was told."""
+        if self._study is None or self._ending:
+            return
+        try:
+            from transfer_pruner_optuna import ending_from_study
+
+            ending = ending_from_study(self._study)
+        except Exception as error:
+            tell(f"why the search ended is not known: {type(error).__name__}: {error}")
+        else:
+            # Where only its budget ended it, the search without elimination is no longer either.
+            if ending["stopped"]:
+                self.log_ending(**ending)
+
     def _conclude(self, seconds: float) -> None:
         """Write energy and the report, in a thread of their own to wait no longer than told to."""
         failures: list[str] = []
@@ -401,7 +438,7 @@ class SavingsTracker:
             return (Event("", kind, 0, data) for kind, data in list(self._waiting))
 
         ledger = Ledger(events)
-        ledger.settings = self._settings
+        ledger.settings, ledger.ending = self._settings, self._ending
         return ledger
 
     # The spool: in the caller's thread.

@@ -171,7 +171,7 @@ class TargetAnswer:
     def _found(self) -> str:
         best = self.best
         if best is None:
-            return "no trial finished with a score."
+            return "no finished trial has a score."
         form = _form(best.value)
         said = f"{best} scores {best.value:{form}}"
         if not self.transfers:
@@ -279,7 +279,7 @@ def _shown(answer: TargetAnswer) -> dict[str, str]:
     form = _form(best.value) if best else ""
     cells = (
         answer.target,
-        best.source_name if best else "none finished",
+        best.source_name if best else "no score",
         f"{best.value:{form}}" if best else "",
         "" if math.isnan(answer.gain) else f"{answer.gain:+{form}}",
         second.source_name if second else "",

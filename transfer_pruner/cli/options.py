@@ -198,12 +198,16 @@ class Search:
         )
 
     def ending(self) -> dict[str, Any]:
-        """Tell how the search ended, as `estimate_savings` takes it; of Ray's nothing is known."""
+        """Tell how a search that ended by itself did, as `estimate_savings` takes it.
+
+        Where only its budget ended it, the same search without elimination is no longer either.
+        """
         if self.storage is None:
             return {}
         with needing("optuna", "--storage"):
             from transfer_pruner_optuna import ending_from_study
-        return {**ending_from_study(self._study(), **self.pair)}
+        ending = ending_from_study(self._study(), **self.pair)
+        return {**ending} if ending["stopped"] else {}
 
     def _study(self) -> optuna.Study:
         assert self.storage is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from transfer_pruner import plotting, tables
+from transfer_pruner import plotting, progress, tables
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.report.html import link, svg
@@ -48,13 +48,49 @@ class Exhibit:
 
 
 NAMES = (
-    *("answer", "pairs", "savings_over_time", "calibration_curve", "predicted_and_measured"),
+    *("answer", "best_over_time", "pairs_tried"),
+    *("pairs", "savings_over_time", "calibration_curve", "predicted_and_measured"),
     *("pair_heatmap", "savings_regret_curve", "task_map", "source_ranking"),
 )
 _NO_GAIN = (
     "no pair has both a {} and a measured gain. A gain takes a trial with a source and a baseline "
     "trial of the same target."
 )
+
+
+def best_over_time(records: Sequence[TrialRecord], maximize: bool) -> Exhibit:
+    """Show what the search had found when."""
+    data = progress.best_over_time_data(records, maximize=maximize)
+    ways: list[plotting.Vertical] = ["value"]
+    if data["share_of_gain"].notna().any():
+        ways.append("share_of_gain")
+    return Exhibit(
+        "best_over_time",
+        "Best score as the search went on",
+        "In order of the trials' numbers; of single trials, measured. Shares are of the gain over "
+        "the single-task baseline that the search itself ended with, of the targets that have "
+        "one: what it did not find, they do not know.",
+        data,
+        lambda: [plotting.best_over_time(data, y=y) for y in ways],
+        "" if len(data) else "no finished trial has a score.",
+    )
+
+
+def pairs_tried(records: Sequence[TrialRecord]) -> Exhibit:
+    """Show which pairs were tried when."""
+    data = progress.pairs_tried_data(records)
+    tasks = max(data["source"].nunique(), data["target"].nunique())
+    return Exhibit(
+        "pairs_tried",
+        "Which pairs were tried when",
+        "The first trial of each pair that ran, counted among all that did, in order of the "
+        "trials' numbers. Grey: never proposed; a cross: proposed and eliminated every time.",
+        data,
+        lambda: [plotting.pairs_tried(data)],
+        f"{tasks} tasks are too many to be read; their numbers are in the table."
+        if tasks > MOST_TASKS
+        else "",
+    )
 
 
 def savings_over_time(records: Sequence[TrialRecord], before: Mapping[str, Any]) -> Exhibit:

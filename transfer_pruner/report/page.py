@@ -115,6 +115,8 @@ def write_report(
     audit = estimate_audit(records, maximize=better)
     pairs = pairs_table(records, maximize=better)
     shown = [
+        exhibits.best_over_time(records, better),
+        exhibits.pairs_tried(records),
         exhibits.savings_over_time(records, before),
         exhibits.predicted_and_measured(records, better),
         exhibits.calibration_curve(records, better),

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from transfer_pruner import EliminationRule, TrialRecord
+from transfer_pruner import EliminationRule, LearningRule, TransferPredictor, TrialRecord
 from transfer_pruner_mlflow import SavingsTracker, sync
+from transfer_pruner_mlflow._private import accepted_name, refused_name
 from transfer_pruner_mlflow.ledger import Point
 from transfer_pruner_mlflow.run import SavingsRun
 from transfer_pruner_mlflow.spool import Spool
@@ -93,6 +96,31 @@ def test_settings_of_a_rule_that_mlflow_refuses_stand_in_the_tag_alone(
     assert "k@2" in run.data.tags["transfer_pruner.rule"]
     assert len(run.data.tags["mlflow.note.content"]) < 8000
     assert len(decisions(MlflowClient(uri), str(tracker.run_id))) == 1
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_of_any_task_there_is_a_name_that_mlflow_takes(one: str, other: str) -> None:
+    names = [accepted_name("best/", task) for task in (one, other)]
+    assert [refused_name(name) for name in names] == [None, None]
+    assert (names[0] == names[1]) == (one == other)
+
+
+def test_a_run_says_which_kind_of_search_it_is(uri: str, rule: EliminationRule) -> None:
+    kept = TrialRecord(0, "a", "b", "trained", 1.0, 0.5)
+    gone = TrialRecord(1, "b", "a", "eliminated", 0.0)
+    pairs = pd.DataFrame({"source": ["a", "b"], "target": ["b", "a"]})
+    learning = LearningRule(TransferPredictor(), pairs=pairs)
+    for given_rule, records, name, kind in (
+        (None, [kept], "savings", "no elimination"),
+        (None, [kept, gone], "savings", "elimination"),
+        (rule, [kept], "elimination", "elimination"),
+        (learning, [kept], "learning", "learning"),
+    ):
+        with SavingsTracker("kinds", tracking_uri=uri, rule=given_rule, report=False) as tracker:
+            for record in records:
+                tracker.record(record)
+        run = MlflowClient(uri).get_run(str(tracker.run_id))
+        assert (run.info.run_name, run.data.tags["transfer_pruner.search"]) == (name, kind)
 
 
 def test_a_run_that_is_deleted_in_the_middle_is_told_with_what_brings_it_back(

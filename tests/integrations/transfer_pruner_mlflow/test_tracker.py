@@ -25,9 +25,11 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from transfer_pruner import EliminationRule, TransferPrunerWarning, TrialRecord
+from transfer_pruner import EliminationRule, TransferPrunerWarning, TrialRecord, find_answer
 from transfer_pruner_mlflow import SavingsTracker, sync
+from transfer_pruner_mlflow._private import accepted_name
 from transfer_pruner_mlflow.spool import Spool
+from transfer_pruner_optuna import TrackingCallback
 
 Search = Callable[..., optuna.Study]
 Decisions = Callable[[MlflowClient, str], pd.DataFrame]
@@ -64,8 +66,10 @@ def test_one_run_holds_the_headline_the_metrics_and_the_pairs(
     assert run.data.metrics["savings/estimated_seconds_saved"] == pytest.approx(8 - 1.54)
     assert run.data.metrics["savings/pairs_eliminated"] == 4
     note = run.data.tags["mlflow.note.content"]
+    found = find_answer(records).headline()
     assert note.startswith(
-        "**4 of 11 trials and 4 of 7 pairs eliminated before training: 15.5 s spent (measured)"
+        f"**{found}**\n\n**4 of 11 trials and 4 of 7 pairs eliminated before training: "
+        "15.5 s spent (measured)"
     )
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/savings/pairs.json")
     assert table["columns"][:3] == ["source", "target", "decision"]
@@ -78,6 +82,117 @@ def test_one_run_holds_the_headline_the_metrics_and_the_pairs(
     assert float(pairs.loc[("s1", "t"), "mean_gain"]) == pytest.approx(0.525 - 0.4)
     assert pairs.loc[("", "t"), "decision"] == "single-task baseline"
     assert float(pairs.loc[("s2", "t"), "highest_value"]) == pytest.approx(0.55)
+
+
+def test_a_run_says_what_was_best_for_every_target(uri: str) -> None:
+    odd = "Calls (urgent) > 5 | @home"
+    records = [
+        TrialRecord(0, None, "t", "trained", 2.0, 0.4, hyperparameters={"lr": 0.1}),
+        TrialRecord(1, "a", "t", "trained", 2.0, 0.6, hyperparameters={"lr": 0.1}, priority=0.5),
+        TrialRecord(2, "a", odd, "trained", 2.0, 0.3),
+        TrialRecord(3, None, odd, "trained", 2.0, 0.5),
+        TrialRecord(4, "a", "never finished", "failed", 2.0),
+    ]
+    with SavingsTracker("trec-is", tracking_uri=uri, maximize=True) as tracker:
+        for record in records:
+            tracker.record(record)
+    run = only_run(uri)
+    params, metrics = run.data.params, run.data.metrics
+    named = accepted_name("best/", odd)
+    assert named.startswith("best/Calls _urgent_ _ 5 _ _home ")
+    assert {key for key in params if key.startswith("best/")} == {"best/t", named}
+    assert params["best/t"] == "a with lr=0.1"
+    assert params[named] == "training alone"
+    assert (metrics["best/t"], metrics[named]) == (0.6, 0.5)
+    assert metrics["answer/targets_with_transfer"] == 1
+    assert metrics["answer/mean_gain"] == pytest.approx(0.1)
+    history = MlflowClient(uri).get_metric_history(run.info.run_id, "best/t")
+    assert [(m.step, m.value) for m in history] == [(1, 0.4), (2, 0.6)], "only what is new"
+    note = run.data.tags["mlflow.note.content"]
+    assert f"|{odd}|".replace("5 |", r"5 \|") in note
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/savings/answer.json")
+    assert table["columns"][:4] == ["target", "source", "hyperparameters", "value"]
+    path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/savings/answer.csv")
+    answer = pd.read_csv(path, keep_default_na=False)
+    assert answer["target"].tolist() == sorted([odd, "t", "never finished"])
+    path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/savings/decisions.csv")
+    assert pd.read_csv(path)["priority"].dropna().tolist() == [0.5]
+    path = mlflow.artifacts.download_artifacts(f"{run.info.artifact_uri}/savings/pairs.csv")
+    assert pd.read_csv(path)["priority"].dropna().tolist() == [0.5]
+
+
+def test_a_better_answer_of_a_search_that_goes_on_is_a_tag_beside_the_parameter(uri: str) -> None:
+    def go_on(value: float, number: int, run_id: str | None) -> SavingsTracker:
+        with SavingsTracker(
+            "trec-is", tracking_uri=uri, run_id=run_id, maximize=True, report=False
+        ) as tracker:
+            tracker.record(TrialRecord(number, f"s{number}", "t", "trained", 1.0, value))
+        return tracker
+
+    first = go_on(0.5, 0, None)
+    tag = "transfer_pruner.best/t"
+    assert tag not in only_run(uri).data.tags
+    go_on(0.7, 1, first.run_id)
+    run = only_run(uri)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["best/t"] == "s0", "MLflow changes no parameter"
+    assert run.data.tags[tag] == "s1"
+    assert run.data.metrics["best/t"] == 0.7
+    assert "s1 scores 0.7" in run.data.tags["mlflow.note.content"].splitlines()[0]
+    go_on(0.6, 1, first.run_id)  # corrected
+    assert only_run(uri).data.tags[tag] == "s1"
+    go_on(0.4, 1, first.run_id)
+    assert only_run(uri).data.tags[tag] == "s0", "and no older one stays"
+
+
+def test_in_somebody_elses_run_the_answer_is_a_tag(uri: str) -> None:
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("mine"))
+    with SavingsTracker(run_id=run.info.run_id, tracking_uri=uri, maximize=True) as tracker:
+        tracker.record(TrialRecord(0, "a", "t", "trained", 1.0, 0.5))
+    data = client.get_run(run.info.run_id).data
+    assert data.params == {}
+    assert data.tags["transfer_pruner.best/t"] == "a"
+    assert data.tags["transfer_pruner.search"] == "no elimination"
+
+
+def test_many_targets_are_told_as_far_as_there_is_room(uri: str, told: Told) -> None:
+    with SavingsTracker("trec-is", tracking_uri=uri, maximize=True, report=False) as tracker:
+        for at in range(250):
+            tracker.record(TrialRecord(at, "a", f"target {at:03}", "trained", 1.0, at / 250))
+    assert told() == []
+    data = only_run(uri).data
+    assert len([key for key in data.params if key.startswith("best/")]) == 100
+    assert len([key for key in data.metrics if key.startswith("best/")]) == 250
+    note = data.tags["mlflow.note.content"]
+    assert "more targets: `savings/answer.csv`." in note
+    assert "savings/decisions.csv" in note
+    assert len(note) < 8000
+
+
+def test_why_a_study_stopped_and_what_it_never_started_stand_in_its_run(
+    uri: str, rule: EliminationRule
+) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", ["a", "b", "c"])
+        return 0.5 + 0.1 * (source == trial.suggest_categorical("target", ["a", "b"]))
+
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial({"source": "a", "target": "a"})
+    with SavingsTracker("trec-is", tracking_uri=uri, study=study) as tracker:
+        study.optimize(objective, n_trials=1, callbacks=[TrackingCallback(tracker)])
+        study.set_user_attr("transfer_pruner.settled", {"reason": "nothing more is expected"})
+    data = only_run(uri).data
+    assert "Why it stopped: nothing more is expected" in data.tags["mlflow.note.content"]
+    assert data.metrics["savings/exhaustive_trials"] == 6
+    assert data.metrics["savings/trials_never_started"] == 5
+    assert tracker.savings().stopped == "nothing more is expected"
+    with SavingsTracker("other", tracking_uri=uri, maximize=True, report=False) as other:
+        other.record(TrialRecord(0, "a", "t", "trained", 1.0, 0.5))
+        other.log_ending(exhaustive_trials=10, stopped="enough")
+    metrics = only_run(uri, "other").data.metrics
+    assert metrics["savings/trials_never_started"] == 9
+    assert metrics["savings/estimated_never_started_seconds"] == pytest.approx(9)
 
 
 def test_mlflow_reads_the_pairs_as_its_own_table(

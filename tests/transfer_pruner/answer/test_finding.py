@@ -117,7 +117,7 @@ def test_trials_without_a_score_count_for_nothing() -> None:
     ]
     unknown, known = find_answer(records).targets
     assert (unknown.target, unknown.best, unknown.trials_finished) == ("t", None, 0)
-    assert unknown.headline() == "t: no trial finished with a score."
+    assert unknown.headline() == "t: no finished trial has a score."
     assert known.best is not None
     assert known.best.source == "f"
     answer = find_answer(records)

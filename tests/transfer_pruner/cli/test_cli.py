@@ -585,7 +585,8 @@ def test_a_report_of_a_study(
     study = optuna.load_study(study_name="mine", storage=storage)
     study.set_user_attr("transfer_pruner.settled", {"reason": "nothing more is expected"})
     assert "Why it stopped: nothing more is expected" in fine(*command)
-    assert told["savings"]["exhaustive_trials"] == 9
+    assert told["savings"]["exhaustive_trials"] is None, "its budget ended it"
+    assert answer(*command)["savings"]["exhaustive_trials"] == 9
     assert shown.index("behind") < shown.index("eliminated before training")
     for target in found.targets:
         assert target.best is not None

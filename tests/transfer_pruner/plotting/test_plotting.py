@@ -432,3 +432,58 @@ def test_any_name_can_be_drawn(name: str) -> None:
     source = name if name not in ("", "t") else "s"
     rule = EliminationRule({(source, "t"): Decision(False, 0.1, 0.5, "")}, {})
     assert drawn(plotting.source_ranking(rule, "t"))
+
+
+def test_the_best_score_is_drawn_against_trials_and_seconds_with_a_line_a_target() -> None:
+    records = [baseline(0, 0.5), baseline(1, 0.4, "u"), transfer(2, "a", 0.7)]
+    records += [transfer(3, "a", 0.5, target="u"), transfer(4, "b", 0.8)]
+    figure = plotting.best_over_time(records)
+    by_trials, by_seconds = figure.axes
+    lines = {line.get_label(): line for line in by_trials.lines}
+    assert list(lines) == ["t", "u", "mean of 2 targets"]
+    np.testing.assert_allclose(lines["t"].get_ydata(), [0.5, 0.7, 0.8, 0.8])
+    np.testing.assert_allclose(lines["t"].get_xdata(), [1, 3, 5, 5])
+    np.testing.assert_allclose(by_seconds.lines[0].get_xdata(), [10, 30, 50, 50])
+    np.testing.assert_allclose(lines["mean of 2 targets"].get_ydata()[-1], 0.65)
+    shares = plotting.best_over_time(records, y="share_of_gain").axes[0].lines[0]
+    np.testing.assert_allclose(shares.get_ydata(), [0, 0.2 / 0.3, 1, 1])
+    one = plotting.best_over_time([r for r in records if r.target == "t"])
+    assert [line.get_label() for line in one.axes[0].lines] == ["t"]
+    many = [baseline(at, at / 25, f"task {at}") for at in range(25)]
+    labels = texts(plotting.best_over_time(many))
+    assert "25 targets" in labels
+    assert "task 3" not in labels
+    with pytest.raises(ValueError, match="y must be 'value' or 'share_of_gain' but got 'gain'"):
+        plotting.best_over_time(records, y="gain")  # type: ignore[arg-type]
+
+
+def test_a_pair_is_drawn_as_early_as_it_was_tried() -> None:
+    records = [baseline(0), transfer(1, "b", 0.5), eliminated(2), transfer(3, "a", 0.6, target="u")]
+    figure = plotting.pairs_tried(records)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["(no source)", "a", "b", "e"]
+    shown = axes.images[0].get_array()
+    assert shown.filled(0).tolist() == [[1, 0], [0, 3], [2, 0], [0, 0]]
+    assert axes.collections[0].get_offsets().tolist() == [[0, 3]]
+    assert "eliminated, never tried" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("records", "best", "tried"),
+    [
+        ([], "No trial finished with a score.", "There is no trial."),
+        ([eliminated(0)], "No trial finished with a score.", "eliminated, never tried"),
+        ([baseline(0)], "best score so far", "(no source)"),
+    ],
+)
+def test_a_search_with_nothing_to_show_says_so(
+    records: list[TrialRecord], best: str, tried: str
+) -> None:
+    for figure, words in (
+        (plotting.best_over_time(records), best),
+        (plotting.pairs_tried(records), tried),
+    ):
+        assert words in texts(figure)
+        assert drawn(figure)
+    shares = plotting.best_over_time(records, y="share_of_gain")
+    assert "No t" in texts(shares)

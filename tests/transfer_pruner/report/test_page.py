@@ -152,7 +152,7 @@ def test_the_report_says_what_was_saved_and_what_of_it_is_estimated(
         embeddings=embeddings,
     )
     assert is_harmless(page)
-    assert page.tags.count("svg") == 6 + 4  # of all rankings, those of four targets
+    assert page.tags.count("svg") == 3 + 6 + 4  # of all rankings, those of four targets
     savings = estimate_savings(records, single_task_seconds=60.0, attribution_seconds=7.0)
     assert savings.headline() in page.words
     assert estimate_audit(records).headline() in page.words
@@ -203,7 +203,7 @@ def test_every_figure_lies_beside_its_numbers(
 ) -> None:
     page = written(tmp_path / "report.html", records, rule=rule)
     links = [value for name, value in page.attributes if name == "href" and value[0] != "#"]
-    assert len(links) == 7
+    assert len(links) == 9
     tables = {Path(link).stem: pd.read_csv(tmp_path / link) for link in links}
     assert sorted(path.stem for path in (tmp_path / "report-data").iterdir()) == sorted(tables)
     assert tables["savings_over_time"]["trials"].iloc[-1] == len(records)
