@@ -150,6 +150,11 @@ def pairs_tried_data(
     return table.sort_values(["first_tried", "target", "source"], kind="stable", ignore_index=True)
 
 
+def is_milestone(count: int) -> bool:
+    """Whether what is dear is done again now: at every count to 10, then 18 in a power of ten."""
+    return count <= 10 or count % (10 ** (len(str(count)) - 1) // 2) == 0
+
+
 _NONE = dict.fromkeys(("trials_trained", "trials_eliminated", "trials_failed"), 0)
 
 

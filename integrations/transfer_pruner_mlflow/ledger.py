@@ -16,6 +16,7 @@ import pandas as pd
 
 from transfer_pruner.answer import Answer, find_answer
 from transfer_pruner.audit import AuditEstimate, estimate_audit
+from transfer_pruner.progress import is_milestone
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.savings import Savings, estimate_savings
 from transfer_pruner.tables import pairs_table, trials_table
@@ -207,7 +208,7 @@ class Ledger:
         self._corrected = False
         points = self._points(self._told(), timestamp)
         late = timestamp - self._last_estimate >= _ESTIMATE_MILLISECONDS
-        if _is_milestone(self.decided) or late:
+        if is_milestone(self.decided) or late:
             points += self.estimates()
         return points
 
@@ -269,8 +270,3 @@ def _key(data: dict[str, Any]) -> _Key:
     source = " + ".join(source) if isinstance(source, list) else source
     # JSON gives new texts each time.
     return data["number"], sys.intern(f"{source} -> {data['target']}")
-
-
-def _is_milestone(step: int) -> bool:
-    """Every step up to 10, then eighteen in each power of ten."""
-    return step <= 10 or step % (10 ** (len(str(step)) - 1) // 2) == 0

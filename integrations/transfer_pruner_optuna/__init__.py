@@ -1,8 +1,10 @@
 """transfer_pruner in Optuna: eliminate pairs of existing studies before they train."""
 
+from transfer_pruner_optuna.answer import answer_from_study, record_answer
 from transfer_pruner_optuna.callback import TrackingCallback
 from transfer_pruner_optuna.ending import ending_from_study
 from transfer_pruner_optuna.gate import gate
+from transfer_pruner_optuna.progress import plot_best, plot_tried
 from transfer_pruner_optuna.pruner import TransferPruner
 from transfer_pruner_optuna.records import records_from_study, transfers_from_study
 from transfer_pruner_optuna.sampler import TransferSampler
@@ -14,11 +16,15 @@ __all__ = [
     "TrackingCallback",
     "TransferPruner",
     "TransferSampler",
+    "answer_from_study",
     "ending_from_study",
     "gate",
+    "plot_best",
     "plot_gains",
     "plot_pairs",
     "plot_savings",
+    "plot_tried",
+    "record_answer",
     "records_from_study",
     "transfers_from_study",
 ]

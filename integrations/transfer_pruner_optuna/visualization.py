@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import textwrap
 from typing import TYPE_CHECKING, Any, get_args
 
 import optuna
@@ -25,13 +24,14 @@ from transfer_pruner.tables import (
     rank_correlations,
     savings_over_time_data,
 )
-from transfer_pruner.tasks import PairParams, Source, SourceParam, source_name
+from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_optuna.figure_tables import (
     Horizontal,
     places,
     scored_records,
     why_no_pair,
 )
+from transfer_pruner_optuna.plotly_parts import add_marks, empty, pair_name, plotly
 from transfer_pruner_optuna.records import records_from_trials
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def plot_gains(
     ValueError
         If the study has several objectives and none is chosen.
     """
-    go = _plotly()
+    go = plotly()
     pair_of = PairParams(source_param, target_param, target)
     records = scored_records(study, rule, pair_of, objective_index)
     table = measured_gains(records)
@@ -94,10 +94,10 @@ def plot_gains(
     )
     if table.empty:
         why = table.attrs["why_empty"] if records else why_no_pair(study, pair_of)
-        return _empty(figure, why)
+        return empty(figure, why)
     scored = table[table["score"].notna()]
     if scored.empty:
-        return _empty(figure, "No trial with a gain has a predicted score: pass rule=.")
+        return empty(figure, "No trial with a gain has a predicted score: pass rule=.")
     if len(scored) < len(table):
         _logger.warning(
             "%d of %d trials have no predicted score and are not drawn: pass rule=.",
@@ -119,7 +119,7 @@ def plot_gains(
         ("eliminated, audit trial", points[audited], style.AUDITED, "diamond-open", 2),
     ):
         marker = {"color": colour, "symbol": symbol, "size": 8, "line": {"width": outline}}
-        _add_marks(figure, name, rows, x="score", y="gain", marker=marker)
+        add_marks(figure, name, rows, x="score", y="gain", marker=marker)
     figure.add_hline(y=0, line={"color": style.BASELINE, "width": 1})
     figure.update_layout(showlegend=True, title_subtitle_text=_correlation(scored))
     return figure
@@ -165,7 +165,7 @@ def plot_savings(
     ValueError
         If `x` is neither of the two, or `confidence` out of range.
     """
-    go = _plotly()
+    go = plotly()
     if x not in get_args(Horizontal):
         raise ValueError(f"x must be 'trial' or 'seconds' but got {x!r}.")
     pair_of = PairParams(source_param, target_param, target)
@@ -182,7 +182,7 @@ def plot_savings(
     trials = study.get_trials(deepcopy=False)
     records = records_from_trials(study, trials, pair_of, None, None)
     if not records:
-        return _empty(figure, why_no_pair(study, pair_of))
+        return empty(figure, why_no_pair(study, pair_of))
     at = places(trials, pair_of, x)
 
     def order(record: TrialRecord) -> tuple[float, int]:
@@ -223,11 +223,11 @@ def plot_savings(
     rows = {
         "x": [at[record.number] for record in eliminated],
         "y": 0,
-        "hover": [_pair_name(record.source, record.target) for record in eliminated],
+        "hover": [pair_name(record.source, record.target) for record in eliminated],
     }
     colour = style.ELIMINATED
     marker = {"symbol": "line-ns-open", "color": colour, "size": 9, "line": {"width": 2}}
-    _add_marks(figure, "eliminated trials", pd.DataFrame(rows), marker=marker, yaxis="y2")
+    add_marks(figure, "eliminated trials", pd.DataFrame(rows), marker=marker, yaxis="y2")
     return figure
 
 
@@ -266,7 +266,7 @@ def plot_pairs(
     ValueError
         If the study has several objectives and none is chosen.
     """
-    go = _plotly()
+    go = plotly()
     pair_of = PairParams(source_param, target_param, target)
     records = scored_records(study, rule, pair_of, objective_index)
     table = pairs_table(records)
@@ -293,7 +293,7 @@ def plot_pairs(
     )
     if table.empty:
         one = "The study has no finished trials with one source and a target."
-        return _empty(figure, one if records else why_no_pair(study, pair_of))
+        return empty(figure, one if records else why_no_pair(study, pair_of))
     table["hover"] = [_pair_hover(row) for row in table.to_dict("records")]
     by_gain = (
         table.groupby("source")["mean_gain"].mean().sort_values(ascending=False, kind="stable")
@@ -335,40 +335,8 @@ def plot_pairs(
         # Outlined in white, to be seen on the darkest cells.
         outline = {"color": "white", "width": 1}
         marker = {"symbol": symbol, "color": "black", "size": 10, "line": outline}
-        _add_marks(figure, name, rows, x="target", y="source", marker=marker)
+        add_marks(figure, name, rows, x="target", y="source", marker=marker)
     figure.update_layout(showlegend=True)
-    return figure
-
-
-def _plotly() -> Any:
-    try:
-        import plotly.graph_objects as go
-    except ImportError as error:
-        raise ImportError(
-            "figures of a study need plotly: pip install 'transfer-pruner[plot]'."
-        ) from error
-    return go
-
-
-def _add_marks(
-    figure: go.Figure, name: str, rows: pd.DataFrame, *, x: str = "x", y: str = "y", **more: Any
-) -> None:
-    figure.add_scatter(
-        x=rows[x].tolist(),
-        y=rows[y].tolist(),
-        mode="markers",
-        name=name,
-        text=rows["hover"].tolist(),
-        hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-        **more,
-    )
-
-
-def _empty(figure: go.Figure, why: str) -> go.Figure:
-    _logger.warning(why)
-    # Plotly breaks no lines.
-    text = "<br>".join(textwrap.wrap(why, 80))
-    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
 
 
@@ -385,10 +353,6 @@ def _number(value: float) -> str:
     return "not defined" if math.isnan(value) else f"{value:.2f}"
 
 
-def _pair_name(source: Source, target: str) -> str:
-    return f"{source_name(source)} → {target}"
-
-
 def _translucent(colour: str) -> str:
     """Write a colour as plotly takes one that shows what is behind it."""
     red, green, blue = bytes.fromhex(colour[1:])
@@ -397,7 +361,7 @@ def _translucent(colour: str) -> str:
 
 def _gain_hover(row: dict[Any, Any]) -> str:
     """Write a point's text: its pair, its trial and hyperparameters or how many trials it is of."""
-    lines = [_pair_name(row["source"], row["target"])]
+    lines = [pair_name(row["source"], row["target"])]
     if "trials" in row:
         lines.append(f"mean of {row['trials']} trials")
     else:
@@ -409,7 +373,7 @@ def _gain_hover(row: dict[Any, Any]) -> str:
 
 def _pair_hover(row: dict[Any, Any]) -> str:
     lines = [
-        _pair_name(row["source"], row["target"]),
+        pair_name(row["source"], row["target"]),
         f"{row['trials']} trials: {row['trials_eliminated']} eliminated, "
         f"{row['trials_audited']} audited",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -68,15 +68,17 @@ def best_over_time(
     check_columns(data, ("target", "mean", *_WIDE, *_HIGH), "best_over_time_data")
     figure = new_figure()
     drawn = data[data[y].notna()]
-    targets = list(dict.fromkeys(drawn.loc[~drawn["mean"], "target"]))
-    if not targets:
+    if drawn["mean"].all():
         why = "No trial finished with a score."
         if data["value"].notna().any():
             why = "No target has a gain over a single-task baseline."
         return say_why_empty(figure, figure.subplots(), why)
+    # A target has one colour, whether others are drawn or not.
+    names = sorted(set(data.loc[~data["mean"], "target"]))
+    colours = {name: LINES[at % len(LINES)] for at, name in enumerate(names)}
     for axes, x in zip(figure.subplots(1, 2, sharey=True), _WIDE, strict=True):
         bare(axes)
-        _draw_lines(axes, drawn, targets, x, y)
+        _draw_lines(axes, drawn, colours, x, y)
         axes.set_xlabel(_WIDE[x], fontsize=12)
         axes.set_xlim(left=0)
         if y == "share_of_gain":
@@ -88,11 +90,12 @@ def best_over_time(
     return figure
 
 
-def _draw_lines(axes: Axes, data: pd.DataFrame, targets: list[str], x: str, y: str) -> None:
-    told_apart = len(targets) <= len(LINES)
+def _draw_lines(axes: Axes, data: pd.DataFrame, colours: Mapping[str, str], x: str, y: str) -> None:
+    targets = list(dict.fromkeys(data.loc[~data["mean"], "target"]))
+    told_apart = len(colours) <= len(LINES)
     for at, target in enumerate(targets):
         rows = data[(data["target"] == target) & ~data["mean"]]
-        colour = LINES[at] if told_apart else NEUTRAL
+        colour = colours[target] if told_apart else NEUTRAL
         label = written(target).replace("$", r"\$") if told_apart else f"{len(targets)} targets"
         axes.step(
             rows[x],

@@ -1,15 +1,22 @@
-"""MLflow's own UI in Chromium: who opens the run sees what was saved, without a network."""
+"""MLflow's own UI in Chromium: who opens a run sees what was found and saved, without a network.
+
+With ``UI_PICTURES=docs`` the picture of docs/mlflow.md is made anew.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import optuna
 import pytest
 from matplotlib.image import imread
+from mlflow import MlflowClient
 
 pytest.importorskip("selenium")
 
@@ -19,7 +26,9 @@ from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.integrations.transfer_pruner_mlflow.server import Server
+from transfer_pruner import Decision, EliminationRule, LearningRule, TransferPredictor
 from transfer_pruner_mlflow import SavingsTracker
+from transfer_pruner_optuna import TrackingCallback, TransferSampler, gate
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -99,3 +108,81 @@ def test_a_run_shows_headline_charts_pairs_and_report(
     browser.save_screenshot(str(image))
     difference = np.abs(imread(image)[..., :3] - np.array(SAVED) / 255)
     assert (difference < 0.02).all(axis=2).sum() > 50
+
+
+TASKS = ["advice", "news", "rescue", "weather"]
+SPACE = {"source": TASKS, "target": TASKS, "lr": [0.1, 0.01, 0.001]}
+HELPS = {"advice": 0.01, "news": 0.06, "rescue": 0.03, "weather": -0.04}
+
+
+def objective(trial: optuna.Trial) -> float:
+    chosen = {name: trial.suggest_categorical(name, choices) for name, choices in SPACE.items()}
+    source, target = chosen["source"], chosen["target"]
+    gain = 0.0 if source == target else HELPS[source] + 0.01 * (target == "weather")
+    return 0.6 + 0.05 * TASKS.index(target) + gain - 0.01 * SPACE["lr"].index(chosen["lr"])
+
+
+def three_searches(uri: str) -> dict[str, SavingsTracker]:
+    """One search three times: exhaustive, behind a gate, and by a rule that learns."""
+    pairs = [(s, t) for s in TASKS for t in TASKS if s != t]
+    rule = EliminationRule(
+        {pair: Decision(HELPS[pair[0]] < 0.02, HELPS[pair[0]], 0.5, "told so") for pair in pairs},
+        {"rule": "top_k", "k": 2},
+    )
+    candidates = rule.table()[["source", "target"]]
+    learning = LearningRule(TransferPredictor(), pairs=candidates)
+    trackers: dict[str, SavingsTracker] = {}
+    for name, its_rule, trials in (
+        ("exhaustive", None, 48),
+        ("gated", rule, 48),
+        ("learning", learning, 24),
+    ):
+        study = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.GridSampler(SPACE, seed=0)
+        )
+        with SavingsTracker(
+            "compared", run_name=name, tracking_uri=uri, rule=its_rule, study=study
+        ) as tracker:
+            if name == "exhaustive":
+                study.optimize(objective, n_trials=trials, callbacks=[TrackingCallback(tracker)])
+            elif name == "gated":
+                study.optimize(gate(objective, rule, tracker=tracker), n_trials=trials)
+            else:
+                base = optuna.samplers.TPESampler(seed=0)
+                study.sampler = TransferSampler(learning, base, tracker=tracker, seed=0)
+                study.optimize(objective, n_trials=trials)
+        trackers[name] = tracker
+    return trackers
+
+
+def test_searches_stand_side_by_side_under_the_same_names(
+    server: Server, browser: webdriver.Chrome
+) -> None:
+    trackers = three_searches(server.uri)
+    client = MlflowClient(server.uri)
+    runs = {name: client.get_run(str(one.run_id)).data for name, one in trackers.items()}
+    metrics = [set(data.metrics) for data in runs.values()]
+    assert metrics[0] == metrics[1] == metrics[2], "every figure has its fellow in each run"
+    best = [{key for key in data.params if key.startswith("best/")} for data in runs.values()]
+    assert best[0] == best[1] == best[2] == {f"best/{task}" for task in TASKS}
+    kinds = {name: data.tags["transfer_pruner.search"] for name, data in runs.items()}
+    assert list(kinds.values()) == ["no elimination", "elimination", "learning"]
+    for task in TASKS:
+        assert runs["gated"].metrics[f"best/{task}"] == runs["exhaustive"].metrics[f"best/{task}"]
+
+    ids = quote(json.dumps([one.run_id for one in trackers.values()]))
+    experiments = quote(json.dumps([trackers["gated"].experiment_id]))
+    browser.get(
+        f"{server.uri}/#/compare-runs?runs={ids}&experiments={experiments}"
+        "&workflowType=machine_learning"
+    )
+    text = text_of(browser, "best/news")
+    assert all(name in text for name in trackers)
+    assert "news with lr=0.1" in text
+    if "UI_PICTURES" in os.environ:
+        # What the picture is not about is folded up.
+        for place in ("//*[text()='Visualizations']", "//button[@aria-label='Close']"):
+            for element in browser.find_elements(By.XPATH, place)[:1]:
+                element.click()
+        browser.set_window_size(1300, 1500)
+        browser.save_screenshot(str(Path(os.environ["UI_PICTURES"]) / "mlflow_compare.png"))
