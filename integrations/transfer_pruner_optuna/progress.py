@@ -90,11 +90,13 @@ def plot_best(
     end = max(at.values())
     drawn["x"] = drawn["trials"] if x == "trial" else drawn["number"].map(at).fillna(end)
     names = sorted(set(table.loc[~table["mean"], "target"]))
+    # Where colours repeat, the mean is what is read.
+    faint = 0.5 if len(names) > len(style.LINES) else 1.0
     for position, name in enumerate(names):
         rows = drawn[(drawn["target"] == name) & ~drawn["mean"]]
         if len(rows):
             colour = style.LINES[position % len(style.LINES)]
-            _add_line(figure, name, rows, y, {"color": colour, "width": 1.5})
+            _add_line(figure, name, rows, y, {"color": colour, "width": 1.5}, faint)
     if len(names) > 1:
         _add_line(figure, "mean", drawn[drawn["mean"]], y, {"color": style.BASELINE, "width": 3})
     if y == "share_of_gain":
@@ -195,12 +197,18 @@ def _finished(
 
 
 def _add_line(
-    figure: go.Figure, name: str, rows: pd.DataFrame, y: str, line: dict[str, Any]
+    figure: go.Figure,
+    name: str,
+    rows: pd.DataFrame,
+    y: str,
+    line: dict[str, Any],
+    opacity: float = 1.0,
 ) -> None:
     figure.add_scatter(
         x=rows["x"].tolist(),
         y=rows[y].tolist(),
         mode="lines",
+        opacity=opacity,
         line={"shape": "hv", **line},
         name=name,
         text=[_best_hover(row) for row in rows.to_dict("records")],
