@@ -19,7 +19,7 @@ from transfer_pruner.tasks import PairParams, SourceParam, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.evidence import Evidence
 from transfer_pruner_optuna.ordering import History, searched
-from transfer_pruner_optuna.records import SETTLED
+from transfer_pruner_optuna.records import SETTLED, records_from_trials
 from transfer_pruner_optuna.sampler import TransferSampler
 
 # Under Optuna's own, so that it is shown where Optuna's messages are.
@@ -30,7 +30,7 @@ class StopWhenSettled:
     r"""End a search when no pair is worth another trial, for ``study.optimize(callbacks=[...])``.
 
     The search is settled if every target that is searched has a baseline with a result, the rule
-    has learnt from a transfer, and
+    has learnt from five transfers, and
 
     .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
 
@@ -51,15 +51,19 @@ class StopWhenSettled:
         :math:`\tau`, 0 or more, in units of the score. The default is a tenth of a percentage point
         of accuracy or F1, less than what another seed changes; give your own for scores that are
         not from 0 to 1.
+    share : float
+        The search also ends when the most that is expected per second is at most this share of what
+        it has gained per second so far: of the best scores over the baselines, summed over targets.
+        A trial counts with the mean seconds of all.
     source_param, target_param, target, objective_index
         As for `TransferSampler`.
 
     Raises
     ------
     ValueError
-        If `rule` is no LearningRule, `tolerance` is negative or no number, or `source_param` is not
-        one parameter's name. When a trial has finished, if a study has several objectives and none
-        is chosen.
+        If `rule` is no LearningRule, `tolerance` or `share` is negative or no number, or
+        `source_param` is not one parameter's name. When a trial has finished, if a study has
+        several objectives and none is chosen.
     """
 
     def __init__(
@@ -67,13 +71,14 @@ class StopWhenSettled:
         rule: LearningRule,
         *,
         tolerance: float = 0.001,
+        share: float = 0.0,
         source_param: SourceParam = "source",
         target_param: str = "target",
         target: str | None = None,
         objective_index: int | str | None = None,
     ) -> None:
         self._pair_of = PairParams(source_param, target_param, target)
-        self._tolerance = check_stopping(rule, tolerance, self._pair_of)
+        self._tolerance, self._share = check_stopping(rule, tolerance, share, self._pair_of)
         self._rule = rule
         self._objective_index = objective_index
         self._evidence = Evidence(rule, self._pair_of, objective_index)
@@ -110,7 +115,17 @@ class StopWhenSettled:
         targets = self._targets(study)
         if sources is None or targets is None:
             return None
-        told = settled(self._current(study), history, sources, targets, self._tolerance)
+        told = settled(
+            self._current(study),
+            history,
+            sources,
+            targets,
+            self._tolerance,
+            self._share,
+            lambda: records_from_trials(
+                study, study.get_trials(deepcopy=False), self._pair_of, None, self._objective_index
+            ),
+        )
         if told is not None:
             told["trials"] = len(whole_study(study).get_trials(deepcopy=False))
         return told

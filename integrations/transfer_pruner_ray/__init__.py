@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transfer_pruner_ray.embedding import embed_many
     from transfer_pruner_ray.generator import TransferVariantGenerator
-    from transfer_pruner_ray.records import records_from_results, transfers_from_results
+    from transfer_pruner_ray.records import (
+        ending_from_results,
+        records_from_results,
+        transfers_from_results,
+    )
     from transfer_pruner_ray.scheduler import TransferScheduler
     from transfer_pruner_ray.scoring import score_pairs
     from transfer_pruner_ray.searcher import TransferSearcher
     from transfer_pruner_ray.space import eliminated_pairs, filter_param_space
+    from transfer_pruner_ray.stopping import StopWhenSettled
 
 __all__ = [
+    "StopWhenSettled",
     "TransferScheduler",
     "TransferSearcher",
     "TransferVariantGenerator",
     "eliminated_pairs",
     "embed_many",
+    "ending_from_results",
     "filter_param_space",
     "records_from_results",
     "score_pairs",
@@ -31,11 +38,12 @@ __all__ = [
 _HOMES = {
     "embedding": ("embed_many",),
     "generator": ("TransferVariantGenerator",),
-    "records": ("records_from_results", "transfers_from_results"),
+    "records": ("ending_from_results", "records_from_results", "transfers_from_results"),
     "scheduler": ("TransferScheduler",),
     "scoring": ("score_pairs",),
     "searcher": ("TransferSearcher",),
     "space": ("eliminated_pairs", "filter_param_space"),
+    "stopping": ("StopWhenSettled",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transfer_pruner_ray.marks import AUDIT, PAIR, flat, is_placeholder, split_audit
+from transfer_pruner_ray.marks import AUDIT, PAIR, SETTLED_FILE, flat, is_placeholder, split_audit
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -49,11 +49,14 @@ class TuneTrial:
     result: dict[str, Any]
     audit: Mapping[str, Any] | None = None
     pair: tuple[Any, Any] | None = field(default=None)
+    started: bool = True
 
     @property
     def ended(self) -> bool:
-        """Whether it has finished or failed."""
-        return self.status in ("TERMINATED", "ERROR")
+        """Whether it has finished or failed; not if the search ended before it started."""
+        if self.status == "TERMINATED":
+            return self.started or bool(self.result)
+        return self.status == "ERROR"
 
     @classmethod
     def of(cls, trial: Trial) -> TuneTrial:
@@ -65,6 +68,7 @@ class TuneTrial:
             flat(trial.config),
             flat(trial.run_metadata.last_result),
             said,
+            started=trial.run_metadata.start_time is not None,
         )
 
     @classmethod
@@ -75,12 +79,15 @@ class TuneTrial:
         config: dict[str, Any],
         result: dict[str, Any],
         said: Mapping[str, Any],
+        *,
+        started: bool,
     ) -> TuneTrial:
         config, audit_of = split_audit(config)
         config = {name: value for name, value in config.items() if not is_placeholder(value)}
         audit = said.get(AUDIT) or ({"rule": audit_of} if audit_of else None)
         pair = said.get(PAIR)
-        return cls(trial_id, status, config, result, audit, None if pair is None else tuple(pair))
+        pair = None if pair is None else tuple(pair)
+        return cls(trial_id, status, config, result, audit, pair, started)
 
 
 def read_trials(
@@ -114,9 +121,34 @@ def read_trials(
                 config |= own.config()
             last |= own.last_result()
         trials.append(
-            TuneTrial._made(state["trial_id"], state["status"], _known(config), _known(last), state)
+            TuneTrial._made(
+                state["trial_id"],
+                state["status"],
+                _known(config),
+                _known(last),
+                state,
+                started=metadata.get("start_time") is not None,
+            )
         )
     return trials
+
+
+def read_settled(results: ResultGrid | str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `StopWhenSettled` wrote; nothing if it did not stop the search.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no experiment in the folder.
+    """
+    filesystem, folder = _located(results)
+    try:
+        with filesystem.open_input_stream(f"{folder}/{SETTLED_FILE}") as stream:
+            told: dict[str, Any] = json.loads(stream.readall())
+            return told
+    except FileNotFoundError:
+        next(_state(filesystem, folder), None)
+        return {}
 
 
 class _Folder:

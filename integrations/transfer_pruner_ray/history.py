@@ -20,8 +20,9 @@ from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
+from transfer_pruner.rule.settled import settled
 from transfer_pruner.rule.tried import Pair, Setting, TriedPairs, setting_of
-from transfer_pruner.tasks import PairParams, task_name
+from transfer_pruner.tasks import PairParams, plain_source, task_name
 from transfer_pruner_ray.deciding import TuneDecider, rule_of_now
 from transfer_pruner_ray.marks import flat, split_audit
 
@@ -105,6 +106,10 @@ class History(TriedPairs):
         None where no order can be told.
     running : dict of str to mapping
         Configurations by trial id, flat.
+    records : list of TrialRecord
+        Trials that have ended with a value, in that order.
+    stopped : dict or None
+        Why `StopWhenSettled` stopped the search, as `settled` says.
 
     Raises
     ------
@@ -125,6 +130,7 @@ class History(TriedPairs):
         self.space: PairSpace | None = None
         self.running: dict[str, dict[str, Any]] = {}
         self.records: list[TrialRecord] = []
+        self.stopped: dict[str, Any] | None = None
         # Trials that left no value: source, target, hyperparameters, and whether they failed.
         self._fruitless: list[list[Any]] = []
         self._ids: set[str] = set()
@@ -181,6 +187,33 @@ class History(TriedPairs):
     def knows(self, trial_id: str) -> bool:
         """Whether a trial is of this search."""
         return trial_id in self._ids
+
+    @property
+    def ended(self) -> int:
+        """How many trials have ended after they ran."""
+        return len(self.records) + len(self._fruitless)
+
+    def settled(self, tolerance: float, share: float) -> dict[str, Any] | None:
+        """Say why the search is settled, for `StopWhenSettled`; None if it is not.
+
+        Returns
+        -------
+        dict or None
+            As `transfer_pruner.rule.settled` says; with ``trials``, how many were started, and
+            ``exhaustive_trials``, of how many; None of what cannot be counted.
+        """
+        if self.space is None:
+            return None
+        space = self.space
+        sources = [name for name in space.sources if name is not None]
+        told = settled(
+            self.rule(), self, sources, space.targets, tolerance, share, lambda: self.records
+        )
+        if told is None:
+            return None
+        pairs = {(plain_source(s, t), t) for s in space.sources for t in space.targets}
+        whole = None if math.isinf(space.possible) else len(pairs) * int(space.possible)
+        return told | {"trials": len(self._ids), "exhaustive_trials": whole}
 
     def start(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """Take up a trial that is given to Tune."""

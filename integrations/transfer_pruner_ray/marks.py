@@ -20,6 +20,8 @@ PROBABILITY = PREFIX + "probability"
 PRIORITY = PREFIX + "priority"
 REASON = PREFIX + "reason"
 SCORING = PREFIX + "scoring_seconds"
+# In the experiment's folder: why the search was stopped.
+SETTLED_FILE = "transfer_pruner.json"
 
 # An attribute of a Trial, with what the rule said; and beside the pair in the configuration of one
 # that no adapter could write on, the fingerprint of the rule.

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner.transfers import transfers_from_records
 from transfer_pruner_ray._private import metric_and_mode
-from transfer_pruner_ray.experiment import TuneTrial, read_trials
+from transfer_pruner_ray.experiment import TuneTrial, read_settled, read_trials
 from transfer_pruner_ray.marks import (
     ELIMINATED,
     PRIORITY,
@@ -150,6 +150,39 @@ def transfers_from_results(
     }
     table.attrs["left_out"] |= {why: count for why, count in others.items() if count}
     return table
+
+
+class Ending(TypedDict):
+    """What `transfer_pruner.estimate_savings` takes beside an experiment's records."""
+
+    exhaustive_trials: int | None
+    stopped: str | None
+
+
+def ending_from_results(results: ResultGrid | str | os.PathLike[str]) -> Ending:
+    """Tell how a search ended, for ``estimate_savings(records, **ending_from_results(results))``.
+
+    Parameters
+    ----------
+    results : ResultGrid, path or URI
+        As for `records_from_results`.
+
+    Returns
+    -------
+    dict
+        ``stopped``: the reason of `StopWhenSettled`; None if it did not stop the search.
+        ``exhaustive_trials``: the pairs and baselines of the search space, times hyperparameter
+        settings. None, so that nothing is claimed, where a parameter is continuous, or nothing
+        stopped the search, since its folder does not tell the space: then say yourself how many
+        there are.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no experiment in the folder.
+    """
+    told = read_settled(results)
+    return {"exhaustive_trials": told.get("exhaustive_trials"), "stopped": told.get("reason")}
 
 
 def record_of(

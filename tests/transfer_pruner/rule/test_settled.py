@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from transfer_pruner import Decision, EliminationRule
-from transfer_pruner.rule.settled import settled
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.settled import gained_by_a_trial, settled
 from transfer_pruner.rule.tried import TriedPairs, setting_of
 
 
 def learnt(transfers: int = 5, **worth: float) -> EliminationRule:
     """A rule of the target t that has learnt, by what its sources are worth."""
-    decisions = {(s, "t"): Decision(False, 0.0, 0.5, "", p) for s, p in worth.items()}
+    decisions = {(s, "t"): Decision(False, math.nan, 0.5, "", p) for s, p in worth.items()}
     return EliminationRule(decisions, {"transfers": transfers} if transfers else {})
 
 
@@ -32,16 +37,35 @@ def test_it_says_what_it_expects() -> None:
     assert settled(learnt(a=0.001, b=0.02), tried(None), ["a"], ["t"], 0.01) is not None
 
 
-def test_without_baseline_or_transfer_or_priority_the_search_goes_on() -> None:
+def test_without_baseline_or_transfers_or_priority_the_search_goes_on() -> None:
     assert settled(learnt(a=0), tried("a"), ["a"], ["t"], 1) is None
     assert settled(learnt(0, a=0), tried(None), ["a"], ["t"], 1) is None
+    # What gains are like is not known from one or two of them.
+    assert settled(learnt(4, a=0), tried(None), ["a"], ["t"], 1) is None
     assert settled(learnt(a=math.nan), tried(None), ["a"], ["t"], 1) is None
     assert settled(learnt(a=0), tried(None), ["a"], [], 1) is None
 
 
 def test_what_has_no_next_trial_does_not_count() -> None:
     done = tried(None, "a", possible=1)
-    told = settled(learnt(a=0.5), done, ["a"], ["t"], 0)
+    told = settled(learnt(1, a=0.5), done, ["a"], ["t"], 0)
     assert told is not None
     assert "priority" not in told
     assert told["reason"].startswith("every surviving pair has been tried at every setting")
+
+
+def test_a_share_of_what_was_gained_in_the_time_of_a_trial_is_a_tolerance_too() -> None:
+    def record(number: int, source: str | None, value: float, outcome: str = "trained") -> Any:
+        return TrialRecord(number, source, "t", outcome, 3.0, value)  # type: ignore[arg-type]
+
+    records = [record(0, None, 0.5), record(1, "a", 0.7), record(2, "b", 0.4)]
+    records += [record(3, None, 0.3), record(4, "a", math.nan, "failed")]
+    assert gained_by_a_trial(records) == pytest.approx(0.2 / 4)
+    assert gained_by_a_trial([replace(r, maximize=False) for r in records]) == 0
+    assert gained_by_a_trial([]) == 0
+    args = learnt(a=0.001, b=0.02), tried(None), ["a", "b"], ["t"]
+    assert settled(*args, 0.001, 0.3, lambda: records) is None
+    told = settled(*args, 0.001, 0.5, lambda: records)
+    assert told is not None
+    assert told["tolerance"] == pytest.approx(0.025)
+    assert "0.5 of the gain per second so far is 0.025 in a trial" in told["reason"]
