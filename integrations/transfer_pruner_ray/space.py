@@ -1,4 +1,4 @@
-"""A Tune search space without the pairs that a rule eliminates.
+"""A Tune search space without the pairs that a rule eliminates, its grids best first.
 
 What it must satisfy: the trainable gets the same keys with the same values; every other parameter
 varies as it did; the driver pays for what is left and not for what was there; and a restored
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
 from ray.tune.search.sample import Domain
 
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.verdict import Decider
+from transfer_pruner.rule.order import PairOrder
+from transfer_pruner.rule.verdict import Decider, Verdict
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_ray._domains import (
     INSTEAD,
@@ -38,6 +41,10 @@ from transfer_pruner_ray.marks import AUDIT, Pair, flat
 
 _NOTHING = object()
 
+Place = tuple[int, float]
+_NOWHERE: Place = (0, 0.0)
+_LAST: Place = (9, 0.0)
+
 
 def filter_param_space(
     space: Mapping[str, Any],
@@ -49,12 +56,17 @@ def filter_param_space(
     audit_fraction: float = 0.0,
     search_name: str | None = None,
 ) -> dict[str, Any]:
-    """Leave the pairs that the rule eliminates out of a search space.
+    """Leave the pairs that the rule eliminates out of a search space, and put the best first.
 
     For Tune's own grid and random search: ``Tuner(train_pair, param_space=filter_param_space(space,
     rule))``, with or without a BasicVariantGenerator as search_alg. Every kept pair of a grid runs
     once with each value of the other grids; a choice draws uniformly from the kept pairs; of a
-    choice within a grid, or between nested spaces, each draws from what is kept of it. Search
+    choice within a grid, or between nested spaces, each draws from what is kept of it. What is left
+    of a grid is in the order in which it is worth a trial: single-task baselines, then the best
+    pairs of all targets (`Decision.priority`), then those of which the rule tells nothing, and
+    audits, which it eliminates. A choice has no order. Where the pair stands beside other grids,
+    Tune goes through all pairs for each of their values, or through all their values for each pair:
+    by the names of the parameters, the first one of the alphabet varies fastest. Search
     algorithms such as OptunaSearch refuse a space with a grid, or with two choices that now depend
     on each other: give them the whole space, in a `TransferSearcher`.
 
@@ -160,6 +172,9 @@ class _Walk:
         self._fingerprint = self._rule.fingerprint
         self._search = search_name or _name_of(space, self._fingerprint)
         self._found = False
+        self._order = PairOrder(self._rule)
+        # Of what was rewritten last, the place of its best pair.
+        self._place = _LAST
         self.eliminated: Counter[Pair] = Counter()
 
     def filtered(self, space: Mapping[str, Any]) -> Any:
@@ -180,6 +195,7 @@ class _Walk:
             self._rule, config, search=self._search, trial="", fingerprint=self._fingerprint
         )
         if verdict is None or not verdict.eliminated:
+            self._place = min(self._place, self._place_of(verdict))
             return self._fingerprint if verdict is not None and verdict.audit else ""
         self.eliminated[verdict.source, verdict.target] += 1
         return None
@@ -206,9 +222,30 @@ class _Walk:
     def _rewrite_options(
         self, kind: Kind, values: list[Any], paths: list[Path], where: Path
     ) -> Any:
-        kept = [self._rewrite(value, paths, where) for value in values]
-        kept = [value for value in kept if value is not _NOTHING]
-        return as_domain(kind, kept) if kept else _NOTHING
+        kept: list[tuple[Place, Any]] = []
+        for value in values:
+            rewritten, place = self._apart(partial(self._rewrite, value, paths, where))
+            if rewritten is not _NOTHING:
+                kept.append((place, rewritten))
+        return as_domain(kind, _best_first(kind, kept)) if kept else _NOTHING
+
+    def _apart(self, make: Callable[[], Any]) -> tuple[Any, Place]:
+        """Make something, and find the place of the best pair in it."""
+        before, self._place = self._place, _LAST
+        made, place = make(), self._place
+        self._place = min(before, place)
+        return made, place
+
+    def _place_of(self, verdict: Verdict | None) -> Place:
+        """Say when a kept pair comes in a grid: the lowest place first."""
+        if verdict is None or not self._order.tells:
+            return _NOWHERE
+        if verdict.source is None:
+            return 0, 0.0
+        priority = verdict.decision.priority
+        if verdict.audit:
+            return 3, 0.0
+        return (2, 0.0) if math.isnan(priority) else (1, -priority)
 
     def _rewrite_pair(
         self, node: dict[str, Any], leaves: list[Any], paths: list[Path], where: Path
@@ -224,19 +261,25 @@ class _Walk:
         choices = [i for i, (kind, _) in enumerate(given) if kind == "choice"]
         free = [*grids, *choices]
         # What is kept of the choices, each with its mark, for each point of the grid.
-        kept: list[list[tuple[Any, ...]]] = []
+        found: list[tuple[Place, list[tuple[Any, ...]]]] = []
         for point in product(*(given[i][1] for i in grids)):
-            drawn = []
-            for draw in product(*(given[i][1] for i in choices)):
-                values = (*point, *draw)
-                pair = {names[i]: value for i, value in zip(free, values, strict=True)}
-                mark = self._mark_of(constants | pair)
-                if mark is not None:
-                    drawn.append((*values, mark))
+
+            def draws(point: tuple[Any, ...] = point) -> list[tuple[Any, ...]]:
+                drawn = []
+                for draw in product(*(given[i][1] for i in choices)):
+                    values = (*point, *draw)
+                    pair = {names[i]: value for i, value in zip(free, values, strict=True)}
+                    mark = self._mark_of(constants | pair)
+                    if mark is not None:
+                        drawn.append((*values, mark))
+                return drawn
+
+            drawn, place = self._apart(draws)
             if drawn:
-                kept.append(drawn)
-        if not kept:
+                found.append((place, drawn))
+        if not found:
             return _NOTHING
+        kept = _best_first("grid", found)
         marked = any(mark for drawn in kept for *_, mark in drawn)
         if not free:
             return {**node, AUDIT: kept[0][0][-1]} if marked else node
@@ -257,6 +300,13 @@ class _Walk:
         for index, i in enumerate(free[1:], start=1):
             node = _with(node, paths[i], PartOfPair(places[0], index))
         return {**node, AUDIT: AuditMark(places[0], len(free))} if marked else node
+
+
+def _best_first(kind: Kind, kept: list[tuple[Place, Any]]) -> list[Any]:
+    """Order what a grid goes through; a choice stays as it is."""
+    if kind == "grid":
+        kept = sorted(kept, key=lambda placed: placed[0])
+    return [value for _, value in kept]
 
 
 def _checked(leaf: Any, name: str) -> tuple[Kind, list[Any]]:

@@ -196,6 +196,54 @@ def test_spaces_between_which_a_grid_or_a_choice_stands_are_filtered_inside(
         assert set(counted(now)) == set(expected)
 
 
+# Of b, a is the best source and then c; of c it is a, and b is eliminated. d is not known.
+ORDERED = EliminationRule(
+    {
+        ("c", "b"): Decision(False, 0.2, 0.5, ""),
+        ("a", "b"): Decision(False, 0.9, 0.5, ""),
+        ("b", "c"): Decision(True, 0.1, 0.5, ""),
+        ("a", "c"): Decision(False, 0.9, 0.5, ""),
+    },
+    {},
+)
+
+
+@pytest.mark.filterwarnings("ignore:the rule does not know the pair")
+@pytest.mark.parametrize("audit", [0.0, 1.0])
+def test_what_is_left_of_a_grid_is_best_first(audit: float) -> None:
+    space = {
+        "source": tune.grid_search(["b", "d", "c", "a"]),
+        "target": tune.grid_search(["b", "c"]),
+        "lr": tune.grid_search([0.1, 0.2]),
+    }
+    made = expanded(filter_param_space(space, ORDERED, audit_fraction=audit))
+    pairs = list(dict.fromkeys((config["source"], config["target"]) for config in made))
+    assert set(pairs[:2]) == {("b", "b"), ("c", "c")}
+    assert set(pairs[2:4]) == {("a", "b"), ("a", "c")}
+    assert pairs[4] == ("c", "b")
+    assert set(pairs[5:7]) == {("d", "b"), ("d", "c")}
+    # An audit has no place in the order.
+    assert pairs[7:] == ([("b", "c")] if audit else [])
+    # lr comes before source in the alphabet: every pair has all of its values in a row.
+    assert [config["lr"] for config in made] == [0.1, 0.2] * len(pairs)
+
+
+@pytest.mark.filterwarnings("ignore:the rule does not know the pair")
+def test_grids_of_sources_and_of_spaces_are_best_first_and_choices_are_left() -> None:
+    sources = {"source": tune.grid_search(["d", "c", None, "a"]), "target": "b"}
+    made = expanded(filter_param_space(sources, ORDERED))
+    assert [config["source"] for config in made] == [None, "a", "c", "d"]
+    spaces = [{"source": "c", "target": "b"}, {"source": "a", "target": tune.grid_search(["c"])}]
+    names = {"source_param": "pair/source", "target_param": "pair/target"}
+    filtered = filter_param_space({"pair": tune.grid_search(spaces)}, ORDERED, **names)
+    assert [pair["source"] for pair in filtered["pair"]["grid_search"]] == ["a", "c"]
+    filtered = filter_param_space({"pair": tune.choice(spaces)}, ORDERED, **names)
+    assert [pair["source"] for pair in filtered["pair"].categories] == ["c", "a"]
+    # A rule without an order changes none.
+    made = expanded(filter_param_space(sources, rule_without()))
+    assert [config["source"] for config in made] == ["d", "c", None, "a"]
+
+
 def test_two_choices_draw_uniformly_from_the_kept_pairs() -> None:
     space = {
         "source": tune.choice([None, *TASKS, "b"]),
