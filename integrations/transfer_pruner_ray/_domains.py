@@ -6,7 +6,7 @@ a trial, and gives them to nothing but its own grid and random search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ray import tune
@@ -31,6 +31,18 @@ def options(node: Any) -> tuple[Kind, list[Any]]:
         is_grid = node.is_grid()  # type: ignore[no-untyped-call]
         return "grid" if is_grid else "choice", list(node.categories)
     return "constant", [node]
+
+
+def flat_space(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join the names of a nested space with ``/``, and write its grids as choices."""
+    found: dict[str, Any] = {}
+    for key, node in space.items():
+        kind, values = options(node)
+        if kind == "constant" and isinstance(node, dict) and node:
+            found |= flat_space(node, f"{prefix}{key}/")
+        else:
+            found[f"{prefix}{key}"] = tune.choice(values) if kind == "grid" else node
+    return found
 
 
 def as_domain(kind: Kind, values: list[Any]) -> Any:

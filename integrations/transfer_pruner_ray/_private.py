@@ -141,6 +141,26 @@ def _at(space: Any, name: str) -> Any:
     return space
 
 
+def written_trial(trial: Any) -> list[Any]:
+    """Write what makes a trial of a generator's that Tune has not been given: plain, and small."""
+    return [trial.trial_id, trial.config, trial.evaluated_params, trial.experiment_tag]
+
+
+def read_trial(generator: Any, written: list[Any]) -> Any:
+    """Make a trial that `written_trial` wrote, of the generator's experiment."""
+    from ray.tune.experiment.config_parser import _create_trial_from_spec
+
+    iterator = generator._iterators[0]
+    trial_id, config, evaluated_params, experiment_tag = written
+    return _create_trial_from_spec(
+        iterator.unresolved_spec | {"config": config},
+        iterator.parser,
+        trial_id=trial_id,
+        evaluated_params=evaluated_params,
+        experiment_tag=experiment_tag,
+    )
+
+
 def chain(searcher: Any) -> list[Any]:
     """List a search algorithm and those inside it."""
     found = [searcher]

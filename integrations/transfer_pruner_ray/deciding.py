@@ -7,6 +7,7 @@ Tune would end the search, or start a restored one over.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -98,6 +99,22 @@ def rule_of_now(
     except Exception as error:
         decider.warn("refit", f"the rule could not learn and stays as it is: {error!r}")
         return before
+
+
+def place_of(verdict: Verdict | None) -> tuple[int, float]:
+    """Say when a kept pair comes in an order that does not change: the lowest place first.
+
+    Baselines, then pairs by priority, then those of which the rule tells nothing, and audits, which
+    it eliminates.
+    """
+    if verdict is None:
+        return 2, 0.0
+    if verdict.source is None:
+        return 0, 0.0
+    priority = verdict.decision.priority
+    if verdict.audit:
+        return 3, 0.0
+    return (2, 0.0) if math.isnan(priority) else (1, -priority)
 
 
 def fixed_rule(rule: EliminationRule) -> EliminationRule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -134,6 +135,8 @@ class History(TriedPairs):
         # Trials that left no value: source, target, hyperparameters, and whether they failed.
         self._fruitless: list[list[Any]] = []
         self._ids: set[str] = set()
+        # When it last was told something: a search that is restored knows trials of its first run.
+        self.told_at = time.monotonic()
         self._learnt = 0
         self._rule = self._current.first
         searches.add(self)
@@ -218,6 +221,7 @@ class History(TriedPairs):
     def start(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """Take up a trial that is given to Tune."""
         # As it comes back from a checkpoint: trials are matched by hyperparameters.
+        self.told_at = time.monotonic()
         self.running[trial_id] = _plain(config)
         self._ids.add(trial_id)
 
@@ -231,6 +235,7 @@ class History(TriedPairs):
         maximize: bool,
     ) -> None:
         """Take a trial's end: what has no result and did not fail has never run."""
+        self.told_at = time.monotonic()
         config = self.running.pop(trial_id, None)
         pair = None if config is None else self.pair(config)
         if config is None or pair is None or not (result or error):
@@ -266,6 +271,7 @@ class History(TriedPairs):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `get_state` gave."""
+        self.told_at = time.monotonic()
         space = state.get("space")
         self.space = None if space is None else PairSpace.from_state(space)
         self.running = dict(state["running"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from ray.tune.search.sample import Domain
 
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.order import PairOrder
-from transfer_pruner.rule.verdict import Decider, Verdict
+from transfer_pruner.rule.verdict import Decider
 from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_ray._domains import (
     INSTEAD,
@@ -36,7 +35,7 @@ from transfer_pruner_ray._domains import (
     at,
     options,
 )
-from transfer_pruner_ray.deciding import fixed_rule
+from transfer_pruner_ray.deciding import fixed_rule, place_of
 from transfer_pruner_ray.marks import AUDIT, Pair, flat
 
 _NOTHING = object()
@@ -172,7 +171,7 @@ class _Walk:
         self._fingerprint = self._rule.fingerprint
         self._search = search_name or _name_of(space, self._fingerprint)
         self._found = False
-        self._order = PairOrder(self._rule)
+        self._tells = PairOrder(self._rule).tells
         # Of what was rewritten last, the place of its best pair.
         self._place = _LAST
         self.eliminated: Counter[Pair] = Counter()
@@ -195,7 +194,8 @@ class _Walk:
             self._rule, config, search=self._search, trial="", fingerprint=self._fingerprint
         )
         if verdict is None or not verdict.eliminated:
-            self._place = min(self._place, self._place_of(verdict))
+            place = place_of(verdict) if verdict is not None and self._tells else _NOWHERE
+            self._place = min(self._place, place)
             return self._fingerprint if verdict is not None and verdict.audit else ""
         self.eliminated[verdict.source, verdict.target] += 1
         return None
@@ -235,17 +235,6 @@ class _Walk:
         made, place = make(), self._place
         self._place = min(before, place)
         return made, place
-
-    def _place_of(self, verdict: Verdict | None) -> Place:
-        """Say when a kept pair comes in a grid: the lowest place first."""
-        if verdict is None or not self._order.tells:
-            return _NOWHERE
-        if verdict.source is None:
-            return 0, 0.0
-        priority = verdict.decision.priority
-        if verdict.audit:
-            return 3, 0.0
-        return (2, 0.0) if math.isnan(priority) else (1, -priority)
 
     def _rewrite_pair(
         self, node: dict[str, Any], leaves: list[Any], paths: list[Path], where: Path

@@ -145,8 +145,8 @@ class StopWhenSettled(Stopper, Callback):
         """Find the search of a trial: Tune restores the callback apart from the stopper."""
         found = None if self._search is None else self._search()
         if found is None:
-            fitting = (s for s in list(searches) if s.knows(trial_id) and self._fits(s))
-            found = next(fitting, None)
+            fitting = [s for s in list(searches) if s.knows(trial_id) and self._fits(s)]
+            found = max(fitting, key=lambda search: search.told_at, default=None)
             self._search = None if found is None else ref(found)
         return found
 

@@ -132,10 +132,133 @@ def test_a_trial_without_the_pair_is_kept_with_one_warning() -> None:
     assert len(caught) == 1
 
 
-def test_a_rule_that_learns_is_refused() -> None:
-    rule = LearningRule(TransferPredictor(), pairs=ordered_pairs(TASKS))
-    with pytest.raises(ValueError, match="TransferScheduler"):
-        TransferVariantGenerator(rule)  # type: ignore[arg-type]
+# Of b, a is the best source and then c; of c it is a, and b is eliminated; of a nothing is known.
+ORDERED = EliminationRule(
+    {
+        ("c", "b"): Decision(False, 0.2, 0.5, ""),
+        ("a", "b"): Decision(False, 0.9, 0.5, ""),
+        ("b", "c"): Decision(True, 0.1, 0.5, ""),
+        ("a", "c"): Decision(False, 0.9, 0.5, ""),
+    },
+    {},
+)
+
+
+@pytest.mark.filterwarnings("ignore:the rule does not know the pair")
+@pytest.mark.parametrize("max_concurrent", [0, 1])
+def test_what_is_left_comes_best_first_under_the_ids_that_tune_gives(
+    max_concurrent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_TEST_TUNE_TRIAL_UUID", "search")
+    settings: Any = {"random_state": 3, "max_concurrent": max_concurrent}
+    space = SPACE | {"source": tune.grid_search(TASKS)}
+    made = made_by(TransferVariantGenerator(ORDERED, **settings), space, samples=2)
+    pairs = list(dict.fromkeys((config["source"], config["target"]) for config in made))
+    assert set(pairs[:3]) == {(task, task) for task in TASKS}
+    assert set(pairs[3:5]) == {("a", "b"), ("a", "c")}
+    assert pairs[5] == ("c", "b")
+    assert set(pairs[6:]) == {("b", "a"), ("c", "a")}
+    tunes = made_by(BasicVariantGenerator(**settings), space, samples=2)
+    left = [c for c in tunes if not ORDERED.decide(c["source"], c["target"]).eliminated]
+    by_id = sorted(({**c, "audited": False} for c in made), key=lambda c: c["id"])
+    assert by_id == left
+    # An audit has no place in the order, and runs last.
+    audited = made_by(TransferVariantGenerator(ORDERED, audit_fraction=1.0, **settings), space)
+    assert [config["audited"] for config in audited] == [False] * 16 + [True] * 2
+
+
+@pytest.mark.filterwarnings("ignore:the rule does not know the pair")
+def test_more_variants_than_can_be_made_beforehand_are_ordered_a_thousand_at_a_time() -> None:
+    space = {"source": tune.choice(TASKS), "target": "b"}
+    generator = TransferVariantGenerator(ORDERED, random_state=1)
+    generator.add_configurations(
+        [Experiment("made", run=train_pair(), config=space, num_samples=10**9)]
+    )
+    given = [generator.next_trial() for _ in range(1_200)]
+    sources = [trial.config["source"] for trial in given if trial is not None]
+    assert sources[:1_000] == sorted(sources[:1_000], key="bac".index)
+    assert sources[1_000] == "b"
+    generator.set_finished()
+    assert generator.is_finished()
+
+
+GAINS = {"a": 0.1, "b": -0.1, "c": 0.0}
+
+
+def learning_rule() -> LearningRule:
+    pairs = ordered_pairs(TASKS)
+    pairs["attribution_score"] = pairs["source"].map(GAINS)
+    return LearningRule(TransferPredictor(feature_columns=["attribution_score"]), pairs=pairs)
+
+
+def finish(generator: BasicVariantGenerator, trial: Any) -> tuple[str, str]:
+    source, target = trial.config["source"], trial.config["target"]
+    gain = 0.0 if source == target else GAINS[source]
+    generator.on_trial_complete(trial.trial_id, {"score": gain + trial.config["seed"] / 1000})
+    return source, target
+
+
+def learning_generator(space: dict[str, Any], **settings: Any) -> TransferVariantGenerator:
+    generator = TransferVariantGenerator(learning_rule(), **settings)
+    assert generator.set_search_properties("score", "max", space)
+    generator.add_configurations([Experiment("made", run=train_pair(), config=space)])
+    return generator
+
+
+LEARNT = {
+    "source": tune.grid_search(TASKS),
+    "target": tune.grid_search(TASKS),
+    "seed": tune.grid_search([1, 2, 3]),
+}
+
+
+def test_a_rule_that_learns_orders_the_rest_as_trials_finish() -> None:
+    generator = learning_generator(LEARNT, max_concurrent=1)
+    pairs = []
+    while not generator.is_finished():
+        trial = generator.next_trial()
+        if trial is not None:
+            assert generator.next_trial() is None
+            pairs.append(finish(generator, trial))
+    assert pairs[:3] == [("a", "a"), ("b", "b"), ("c", "c")]
+    # By attributions and then by what was measured a is the best source.
+    assert set(pairs[3:7]) >= {("a", "b"), ("a", "c")}
+    # Every variant is tried, or passed over at the end, when nothing can bring it back.
+    passed = generator.eliminated_pairs
+    assert Counter(pairs) + Counter(passed) == Counter({(s, t): 3 for s in TASKS for t in TASKS})
+    assert set(passed) <= {pair for pair in PAIRS if pair[0] != "a"}
+
+
+def test_trials_at_once_do_not_all_have_the_first_pair() -> None:
+    generator = learning_generator(LEARNT)
+    given = [generator.next_trial() for _ in range(9)]
+    pairs = [(t.config["source"], t.config["target"]) for t in given if t is not None]
+    assert len(set(pairs)) == 9
+    assert pairs[:3] == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+def test_a_saved_generator_goes_on_in_the_same_order(tmp_path: Path) -> None:
+    first = learning_generator(LEARNT, max_concurrent=2)
+    for _ in range(6):
+        finish(first, first.next_trial())
+    running = first.next_trial()
+    first.save_to_dir(str(tmp_path), "now")
+    again = learning_generator(LEARNT, max_concurrent=2)
+    again.restore_from_dir(str(tmp_path))
+    orders = []
+    for generator in (first, again):
+        pairs = [finish(generator, running)]
+        while (trial := generator.next_trial()) is not None:
+            pairs.append(finish(generator, trial))
+        orders.append(pairs)
+    assert orders[0] == orders[1]
+    assert len(orders[0]) > 6
+
+
+def test_a_rule_that_learns_needs_a_score() -> None:
+    generator = TransferVariantGenerator(learning_rule())
+    with pytest.raises(ValueError, match="needs a score to learn from, but metric is None"):
+        generator.set_search_properties(None, None, LEARNT)
 
 
 @pytest.fixture(scope="module")
