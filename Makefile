@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint examples docs bench-attribution bench-trec-is wheel compat clean
+.PHONY: help setup demo test test-slow test-all lint examples docs bench-attribution bench-trec-is bench-text wheel compat clean
 
 help:           ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,10 @@ bench-attribution: setup ## Compare one sweep over all layers with Captum's walk
 
 bench-trec-is: setup ## Analyse the transfers that were measured on TREC-IS.
 	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/analyse.py --ways sequential joint --regimes target source both --splits test shifted
+
+bench-text: setup ## One table of ways to rank pairs for each text setting that was measured.
+	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting trec-is
+	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting mixed
 
 wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
 	rm -rf dist build .venv-wheel

@@ -1,7 +1,7 @@
 """One table for each setting: how well the sources of a target are ranked, and what that saves.
 
     python examples/text_transfer/compare.py --setting mixed
-    python examples/text_transfer/compare.py --setting trec-is --ways sequential joint
+    python examples/text_transfer/compare.py --setting trec-is --metrics ap
 
 Everything that learns from measured gains learns from other targets' gains on dev, and is judged on
 test. Of every way to rank: Spearman with the gain on test; with one and with three sources kept for
@@ -23,7 +23,7 @@ from rich.table import Table
 from scores import all_scores
 from table import HERE, Array, Measured, load, looked_at
 
-SETTINGS = {"trec-is": "{}-4.csv", "mixed": "mixed-{}.csv", "mixed-whole": "mixed-whole-{}.csv"}
+SETTINGS = {"trec-is": "{}-4.csv", "mixed": "mixed-{}.csv"}
 ROWS = {
     "popularity": "popularity",
     "LogME": "LogME",
@@ -118,7 +118,7 @@ def below(data: Measured) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--setting", choices=SETTINGS, default="mixed")
-    parser.add_argument("--ways", nargs="+", default=["sequential"])
+    parser.add_argument("--ways", nargs="+", default=["sequential", "joint"])
     parser.add_argument("--metrics", nargs="+", default=["f1"])
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
@@ -130,6 +130,9 @@ def main() -> None:
     console = Console(width=200)
     for way, metric in product(options.ways, options.metrics):
         data = load(transfers, features, way, metric, options.split)
+        if not len(data.dev):
+            console.print(f"{options.setting}: no seed of {way} transfer is whole.")
+            continue
         title = f"{options.setting}: {way} transfer, {metric} on {options.split}"
         console.print(printed(table_of(data, file["overhead"]), title))
         console.print(below(data))
