@@ -140,12 +140,12 @@ def popularity(data: Measured, regime: str) -> Array:
 def refined(data: Measured, first: Array, kept: int) -> Array:
     """Look again at the best of a target's sources only: at most `kept` looks each.
 
-    As `EliminationRule.refine`: whatever was looked at comes before what was not.
+    As `EliminationRule.refine`: whatever was looked at comes before what was not, and keeps its
+    place among equals.
     """
-    looked = ranks(first.mean(axis=0)) < kept
-    look = of_column(data, LOOK).mean(axis=0)
-    others = -1 - ranks(first.mean(axis=0))
-    return np.broadcast_to(np.where(looked, look, others), first.shape)
+    place = ranks(first.mean(axis=0))
+    look = where_given(data, LOOK).mean(axis=0) - 1e-9 * place
+    return np.broadcast_to(np.where(place < kept, look, -1.0 - place), first.shape)
 
 
 LOOKED_AT_AGAIN = {
