@@ -1,6 +1,7 @@
 """transfer_pruner in Optuna: eliminate pairs of existing studies before they train."""
 
 from transfer_pruner_optuna.answer import answer_from_study, record_answer
+from transfer_pruner_optuna.autopilot import autopilot
 from transfer_pruner_optuna.callback import TrackingCallback
 from transfer_pruner_optuna.ending import ending_from_study
 from transfer_pruner_optuna.gate import gate
@@ -17,6 +18,7 @@ __all__ = [
     "TransferPruner",
     "TransferSampler",
     "answer_from_study",
+    "autopilot",
     "ending_from_study",
     "gate",
     "plot_best",

@@ -157,7 +157,8 @@ class LearningRule:
         Parameters
         ----------
         transfers : DataFrame, optional
-            Columns source, target and gain; other columns are ignored, `feature_columns` are those
+            Columns source, target and gain. With score and baseline too, what is learnt is the
+            gain over the target's best baseline. Others are ignored, `feature_columns` are those
             of `pairs`. A pair may stand more than once. Baselines, and gains that are NaN or
             infinite, are left out. None measured if left out.
 
@@ -428,18 +429,17 @@ def _fixed_count(count: int) -> int:
 
 
 def _best_so_far(measured: pd.DataFrame) -> pd.Series:
-    """Take every target's best score so far, over its best baseline: what a trial has to exceed."""
-    if {"score", "baseline"} <= {*measured.columns}:
-        highest = measured.groupby("target")[["score", "baseline"]].max()
-        above = highest["score"] - highest["baseline"]
-        best = above.where(np.isfinite(above), measured.groupby("target")["gain"].max())
-    else:
-        best = measured.groupby("target")["gain"].max()
-    return best.clip(lower=0.0)
+    """Take every target's best gain so far: what the next trial has to exceed."""
+    return measured.groupby("target")["gain"].max().clip(lower=0.0)
 
 
 def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
-    """Take what can be learnt from: source, target and a finite gain."""
+    """Take what can be learnt from: source, target and a finite gain.
+
+    Where scores and baselines are told, a gain is that over the target's best baseline. Over the
+    baseline of its own hyperparameters a trial gains most where training alone fails, which brings
+    the target's best no further.
+    """
     columns = [*_PAIR, "gain"]
     if transfers is None:
         return pd.DataFrame(columns=columns)
@@ -456,4 +456,8 @@ def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
     table: pd.DataFrame = transfers.loc[usable, [*columns, *more]].reset_index(drop=True)
     sources, targets = pair_columns(table)
     table = table.assign(source=sources, target=targets)
-    return table.astype(dict.fromkeys(["gain", *more], float))
+    table = table.astype(dict.fromkeys(["gain", *more], float))
+    if len(more) == 2:
+        over_best = table["score"] - table.groupby("target")["baseline"].transform("max")
+        table["gain"] = over_best.where(np.isfinite(over_best), table["gain"])
+    return table
