@@ -31,6 +31,7 @@ from transfer_pruner import (
     TrialRecord,
     estimate_audit,
     estimate_savings,
+    find_answer,
 )
 from transfer_pruner_mlflow import SavingsTracker
 from transfer_pruner_ray import TransferScheduler, filter_param_space, records_from_results
@@ -130,6 +131,12 @@ def test_the_savings_are_those_of_the_result_grid(
     assert {record.outcome for record in records} == {"trained", "eliminated", "failed"}
     assert len(records) == EVERY_TRIAL
     check_the_run_shows(uri, tracker.run_id, records)
+    shown = MlflowClient(uri).get_run(str(tracker.run_id)).data
+    found = {one.target: one.best for one in find_answer(records).targets if one.best}
+    assert found
+    for target, best in found.items():
+        assert shown.params[f"best/{target}"] == str(best)
+        assert shown.metrics[f"best/{target}"] == pytest.approx(best.value)
     values = decisions_of(uri, tracker.run_id).set_index("number")["value"]
     for record in records:
         assert (float(values[record.number] or "nan") == pytest.approx(record.value)) or (
