@@ -7,7 +7,7 @@ run all of it on both ends of the range of versions that pyproject.toml claims.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ def has_started(tune_controller: Any, trial: Any) -> bool:
     """Whether a trial that is still called pending has its actor already."""
     controller = _unwrapped(tune_controller)
     return controller._trial_to_actor.get(trial) in controller._actor_manager.live_actors
+
+
+def order_unstarted(tune_controller: Any, place: Callable[[Any], Any]) -> None:
+    """Have Tune start trials that wait in an order: it asks for their actors all at once."""
+    controller = _unwrapped(tune_controller)
+    controller._pending_trials_list.sort(key=place)
+    trial_of = controller._actor_to_trial
+    # Which of them an actor is made for is settled when there are resources for it.
+    for actors in controller._actor_manager._resource_request_to_pending_actors.values():
+        actors.sort(key=lambda actor: place(trial_of.get(actor)))
 
 
 def write_result(trial: Any, result: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ except ImportError as error:
 from transfer_pruner_ray import _private
 from transfer_pruner_ray.deciding import TuneDecider, evidence_of, rule_of_now
 from transfer_pruner_ray.marks import AUDIT, ELIMINATED, PAIR, PREFIX, flat
+from transfer_pruner_ray.starting import Place, StartOrder
 
 # Tune looks at its time budget and at interrupts between its steps only.
 _BURST = 100
@@ -44,12 +45,24 @@ class _Search:
     deferred: list[tuple[Trial, Verdict]] = field(default_factory=list)
     # Trials that have ended, or are about to, and that the rule has not learnt from.
     ended: dict[str, Trial] = field(default_factory=dict)
+    # Admitted trials that have not started, in the order in which they came, and their places.
+    waiting: dict[str, Trial] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    placed: tuple[Any, ...] = ()
     burst: int = 0
     refitted: bool = False
 
 
 class TransferScheduler(TrialScheduler):
-    """Eliminate pairs before they train, and leave the other trials to another scheduler.
+    """Eliminate pairs before they train, start the best first, and leave the rest to a scheduler.
+
+    Of the trials that wait, the most promising one starts first: single-task baselines, then the
+    best pairs of all targets (`Decision.priority`); of a LearningRule pairs that are running come
+    last. The base scheduler says whether a trial is to start: where it would have one start that
+    has not yet, such as ASHA, median stopping and FIFO do, it is the best instead. It decides alone
+    on what has started: which paused trial goes on in HyperBand and population based training. Tune
+    hands a scheduler some 200 trials at a time (``TUNE_MAX_PENDING_TRIALS_PG``), and the order is
+    among those. Where the rule tells no order they start as they came.
 
     An eliminated trial ends TERMINATED with ``transfer_pruner/eliminated`` (1),
     ``transfer_pruner/rule`` (the rule's fingerprint), ``transfer_pruner/score``,
@@ -123,10 +136,13 @@ class TransferScheduler(TrialScheduler):
         self._given_mode: str | None = None
         self._rule = self._current.first
         self._search = _Search()
+        self._order = StartOrder(self._decider, learns=self._current.learns)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps one copy, of before the search; trials hold actors and cannot be pickled.
-        return {**vars(self), "_rule": self._current.first, "_search": _Search()}
+        order = StartOrder(self._decider, learns=self._current.learns)
+        fresh = {"_rule": self._current.first, "_search": _Search(), "_order": order}
+        return {**vars(self), **fresh}
 
     @property
     def _metric(self) -> str | None:  # type: ignore[override]
@@ -187,7 +203,13 @@ class TransferScheduler(TrialScheduler):
         if search.refitted:
             search.refitted = False
             self._decide_again(tune_controller)
-        return self._base_scheduler.choose_trial_to_run(tune_controller)
+        chosen: Trial | None = self._base_scheduler.choose_trial_to_run(tune_controller)
+        try:
+            best = self._best(tune_controller)
+        except Exception as error:
+            self._decider.warn("order", f"trials start in the order in which they came: {error!r}")
+            return chosen
+        return best if best is not None and chosen is not None and _waits(chosen) else chosen
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Ask the base scheduler."""
@@ -224,6 +246,8 @@ class TransferScheduler(TrialScheduler):
     def _admit(self, tune_controller: Any, trial: Trial) -> None:
         self._base_scheduler.on_trial_add(tune_controller, trial)
         self._search.admitted.add(trial.trial_id)
+        if _waits(trial):
+            self._search.waiting[trial.trial_id] = trial
 
     def _dismiss(self, trial: Trial) -> bool:
         """Say whether the base scheduler knows the trial, for the last time."""
@@ -232,6 +256,31 @@ class TransferScheduler(TrialScheduler):
         known = trial.trial_id in search.admitted
         search.admitted.discard(trial.trial_id)
         return known
+
+    def _best(self, tune_controller: Any) -> Trial | None:
+        """Put what waits in order; return the first of it, None if there is no order."""
+        search = self._search
+        for trial in list(search.waiting.values()):
+            if trial.trial_id not in search.admitted or not _waits(trial):
+                del search.waiting[trial.trial_id]
+        running = search.admitted - search.waiting.keys()
+        state = self._rule, len(search.trials), frozenset(running)
+        if state != search.placed:
+            search.placed = state
+            search.places = self._order.places(
+                self._rule, search.waiting.values(), [search.trials[name] for name in running]
+            )
+        if not search.places:
+            return None
+
+        def place(trial: Trial | None) -> Place:
+            # What has been started before, or is not ours, keeps the place that Tune gives it.
+            return search.places.get(trial.trial_id, (-1.0,)) if trial is not None else (-1.0,)
+
+        _private.order_unstarted(tune_controller, place)
+        waiting = search.waiting.values()
+        unstarted = [t for t in waiting if not _private.has_started(tune_controller, t)]
+        return min(unstarted, key=place, default=None)
 
     def _refit(self) -> None:
         if not self._current.learns or not self._search.ended:
@@ -248,7 +297,10 @@ class TransferScheduler(TrialScheduler):
             del self._search.ended[trial.trial_id]
         pair_of, maximize = self._decider.pair_of, self._mode == "max"
         found = [finished_trial(trial, pair_of, self._metric or "", maximize) for trial in ended]
-        return [trial for trial in found if trial is not None]
+        finished = [trial for trial in found if trial is not None]
+        for evidence in finished:
+            self._order.add(evidence.record)
+        return finished
 
     def _decide(self, trial: Any) -> Verdict | None:
         """Find the verdict that eliminates a trial; None if the trial is to run."""

@@ -48,8 +48,9 @@ class TransferSearcher(Searcher):
     baseline comes first, since gains need one. Pairs of running trials come after all others of
     positive priority; so do those that three trials have left without a result, and, last, those
     that were tried at every setting that there is. No random number chooses the pair. With a rule
-    that does not learn, suggestions that it keeps stand; an eliminated pair gives way to the
-    surviving one of its target that has had the fewest trials, the best-scored of these.
+    that does not learn, suggestions that it keeps stand; an eliminated pair gives way to its
+    target's baseline, and once that is there to the surviving pair of the target that has had the
+    fewest trials, the best-scored of these.
 
     OptunaSearch and HyperOptSearch know the trial by its new pair (in Optuna's study a failed trial
     is left of each suggestion that was changed, and a model that is slow to ask is asked twice).

@@ -9,16 +9,33 @@ from pathlib import Path
 import optuna
 import pytest
 
-from transfer_pruner import Decision, EliminationRule, estimate_audit, estimate_savings
-from transfer_pruner_optuna import gate, records_from_study, transfers_from_study
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    LearningRule,
+    TransferPredictor,
+    estimate_audit,
+    estimate_savings,
+)
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner_optuna import (
+    StopWhenSettled,
+    TransferSampler,
+    gate,
+    records_from_study,
+    transfers_from_study,
+)
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 from ray import tune  # noqa: E402
 from ray.tune.search import BasicVariantGenerator  # noqa: E402
+from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 
+import transfer_pruner_ray  # noqa: E402
 from transfer_pruner_ray import (  # noqa: E402
     TransferScheduler,
+    TransferSearcher,
     TransferVariantGenerator,
     filter_param_space,
     records_from_results,
@@ -168,3 +185,80 @@ def test_audits_and_savings_are_read_alike(tmp_path: Path) -> None:
         assert savings.trials_trained == 8 * 3 + len(audits)
         assert savings.scoring_seconds == RULE.scoring_seconds
         assert savings.seconds_spent > 0
+
+
+def learning_rule() -> LearningRule:
+    pairs = ordered_pairs(TASKS)
+    pairs["attribution_score"] = pairs["source"].map(TASKS.index)
+    return LearningRule(TransferPredictor(feature_columns=["attribution_score"]), pairs=pairs)
+
+
+LRS = [0.1, 0.2]
+
+
+def gained(source: str, target: str, lr: float) -> float:
+    """Score b highest as a source, whatever attributions say."""
+    gain = {"a": -0.05, "b": 0.1, "c": 0.02, "d": 0.0}[source]
+    return 0.5 + (0.0 if source == target else gain) + 0.001 * lr
+
+
+def optuna_order(rule: LearningRule, n: int) -> tuple[list[tuple[str, str]], dict | None]:
+    stop = StopWhenSettled(rule, tolerance=0.005)
+    sampler = TransferSampler(rule, optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", TASKS)
+        target = trial.suggest_categorical("target", TASKS)
+        # Hyperparameters are the base sampler's, and those of two hosts differ.
+        trial.suggest_categorical("lr", LRS)
+        return gained(source, target, 0.1)
+
+    study.optimize(objective, n_trials=n, callbacks=[stop])
+    pairs = [(trial.params["source"], trial.params["target"]) for trial in study.trials]
+    return pairs, study.user_attrs.get("transfer_pruner.settled")
+
+
+def ray_order(rule: LearningRule, n: int) -> tuple[list[tuple[str, str]], dict | None]:
+    search = TransferSearcher(OptunaSearch(sampler=optuna.samplers.RandomSampler(seed=0)), rule)
+    stop = transfer_pruner_ray.StopWhenSettled(rule, tolerance=0.005)
+    space = {name: tune.choice(TASKS) for name in ("source", "target")} | {"lr": tune.choice(LRS)}
+    search.set_search_properties("score", "max", space)
+    pairs = []
+    for i in range(n):
+        config = search.suggest(str(i))
+        pairs.append((config["source"], config["target"]))
+        result = {"score": gained(*pairs[-1], 0.1), "time_total_s": 1.0}
+        stop(str(i), result)
+        search.on_trial_complete(str(i), result)
+        if stop.stop_all():
+            return pairs, search._history.stopped
+    return pairs, None
+
+
+def test_the_same_finished_trials_give_the_same_next_pair_and_the_same_end() -> None:
+    there, why_there = optuna_order(learning_rule(), 60)
+    here, why_here = ray_order(learning_rule(), 60)
+    assert here == there
+    assert 8 < len(here) < 32
+    assert why_here is not None
+    assert why_there is not None
+    assert why_here.pop("exhaustive_trials") == 32
+    assert why_here.pop("priority") == pytest.approx(why_there.pop("priority"))
+    assert why_here == why_there
+
+
+def test_pairs_that_are_running_come_last_in_both() -> None:
+    rule = learning_rule()
+    sampler = TransferSampler(rule, optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    space = {
+        name: optuna.distributions.CategoricalDistribution(TASKS) for name in ("source", "target")
+    }
+    asked = [study.ask(space).params for _ in range(16)]
+    search = TransferSearcher(OptunaSearch(sampler=optuna.samplers.RandomSampler(seed=0)), rule)
+    search.set_search_properties(
+        "score", "max", {name: tune.choice(TASKS) for name in ("source", "target")}
+    )
+    assert [search.suggest(str(i)) for i in range(16)] == asked
+    assert len({tuple(params.values()) for params in asked}) == 16

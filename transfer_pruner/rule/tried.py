@@ -217,9 +217,25 @@ class NextPair:
             source, target = instead_of
             if isinstance(source, str) and not order.ranks((source, target)):
                 return None
-        fitted = rule.settings.get("transfers", 0) >= FITTED_AT
-        behind = tried.behind(setting, running, math.inf if fitted else _REPEATS)
+        behind = self.behind(rule, tried, setting, running)
         return order.best(_names(sources), targets, behind)
+
+    def behind(
+        self,
+        rule: EliminationRule,
+        tried: TriedPairs,
+        setting: Setting,
+        running: Mapping[Pair, int],
+    ) -> dict[Pair, int]:
+        """Find the pairs that come after others with a LearningRule, and how far they are behind.
+
+        Parameters
+        ----------
+        rule, tried, setting, running
+            As for a call.
+        """
+        fitted = rule.settings.get("transfers", 0) >= FITTED_AT
+        return tried.behind(setting, running, math.inf if fitted else _REPEATS)
 
     def instead(
         self,
@@ -236,7 +252,8 @@ class NextPair:
 
         For a rule that does not learn. Of the proposed target, if anything survives there, else of
         any: the best among those that have had the fewest trials, since what they gave does not
-        change the order. None if the rule tells no order, or nothing survives.
+        change the order; before them, the target's baseline if it is due. None if the rule tells no
+        order, or nothing survives.
 
         Parameters
         ----------
@@ -249,6 +266,9 @@ class NextPair:
             return None
         behind = tried.behind(setting, Counter(running) + tried.trials)
         same = [target for target in targets if target == proposed[1]]
+        due = tried.due_baseline(same, sources, running)
+        if due is not None:
+            return due
         found = (order.best(_names(sources), those, behind) for those in (same, targets))
         return next((pair for pair in found if pair is not None), None)
 
