@@ -66,9 +66,9 @@ class TransferScheduler(TrialScheduler):
 
     An eliminated trial ends TERMINATED with ``transfer_pruner/eliminated`` (1),
     ``transfer_pruner/rule`` (the rule's fingerprint), ``transfer_pruner/score``,
-    ``transfer_pruner/probability`` and ``transfer_pruner/reason`` in its metrics and in its
-    ``result.json``; what is NaN is left out. Nothing is added to what a trial that runs reports. A
-    trial whose configuration holds no pair is kept, with one warning.
+    ``transfer_pruner/probability``, ``transfer_pruner/priority`` and ``transfer_pruner/reason`` in
+    its metrics and in its ``result.json``; what is NaN is left out. Nothing is added to what a
+    trial that runs reports. A trial whose configuration holds no pair is kept, with one warning.
 
     A trial that waits is decided when it is added. With a LearningRule, one that was kept and still
     waits is decided again after each refit; an eliminated trial stays eliminated, and a trial that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -29,7 +30,7 @@ from transfer_pruner_optuna import (
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 from ray import tune  # noqa: E402
-from ray.tune.search import BasicVariantGenerator  # noqa: E402
+from ray.tune.search import BasicVariantGenerator, Searcher  # noqa: E402
 from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 
 import transfer_pruner_ray  # noqa: E402
@@ -262,3 +263,49 @@ def test_pairs_that_are_running_come_last_in_both() -> None:
     )
     assert [search.suggest(str(i)) for i in range(16)] == asked
     assert len({tuple(params.values()) for params in asked}) == 16
+
+
+class AlwaysOptuna(optuna.samplers.RandomSampler):
+    """Propose d -> b, which the rule eliminates."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, space: Any) -> Any:
+        return {"source": "d", "target": "b"}[param_name]
+
+
+class AlwaysRay(Searcher):
+    def set_search_properties(self, *args: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, str]:
+        return {"source": "d", "target": "b"}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+
+def test_of_a_rule_that_does_not_learn_an_eliminated_proposal_gives_way_to_the_same_pairs() -> None:
+    scores = {"a": 0.5, "c": 0.9, "d": 0.1}
+    decisions = {(s, "b"): Decision(s == "d", x, 0.5, "") for s, x in scores.items()}
+    study = optuna.create_study(
+        sampler=TransferSampler(EliminationRule(decisions, {}), AlwaysOptuna())
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("source", TASKS)
+        trial.suggest_categorical("target", ["b"])
+        return 0.0
+
+    # The choices of what is suggested second are known from the first trial on.
+    study.optimize(objective, n_trials=6)
+    there = [(trial.params["source"], trial.params["target"]) for trial in study.trials]
+    search = TransferSearcher(AlwaysRay(metric="score", mode="max"), EliminationRule(decisions, {}))
+    search.set_search_properties(
+        "score", "max", {"source": tune.choice(TASKS), "target": tune.choice(["b"])}
+    )
+    here = []
+    for i in range(6):
+        config = search.suggest(str(i))
+        here.append((config["source"], config["target"]))
+        search.on_trial_complete(str(i), {"score": 0.0})
+    assert here == there
+    assert here[:3] == [("b", "b"), ("c", "b"), ("a", "b")]

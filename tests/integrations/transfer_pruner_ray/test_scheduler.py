@@ -236,6 +236,7 @@ def check_everything_is_told(search: Search, rule: EliminationRule) -> None:
                 SCORE: decision.score,
                 REASON: decision.reason,
                 PREFIX + "rule": rule.fingerprint,
+                PREFIX + "priority": decision.priority,
             }
         else:
             assert not ours
