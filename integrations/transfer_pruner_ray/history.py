@@ -66,7 +66,7 @@ class PairSpace:
             # Of two of the same name the first counts.
             {task_name(value): value for value in reversed(sources)},
             named,
-            math.prod(map(_count, others)),
+            float(math.prod(map(_count, others))),
         )
 
     def params(self, pair: Pair, pair_of: PairParams) -> dict[str, Any]:

@@ -202,12 +202,16 @@ class Search:
 
         Where only its budget ended it, the same search without elimination is no longer either.
         """
-        if self.storage is None:
-            return {}
-        with needing("optuna", "--storage"):
-            from transfer_pruner_optuna import ending_from_study
-        ending = ending_from_study(self._study(), **self.pair)
-        return {**ending} if ending["stopped"] else {}
+        ending: dict[str, Any]
+        if self.ray_folder is not None:
+            with needing("ray", "--ray"):
+                from transfer_pruner_ray import ending_from_results
+            ending = {**ending_from_results(self.ray_folder)}
+        else:
+            with needing("optuna", "--storage"):
+                from transfer_pruner_optuna import ending_from_study
+            ending = {**ending_from_study(self._study(), **self.pair)}
+        return ending if ending["stopped"] else {}
 
     def _study(self) -> optuna.Study:
         assert self.storage is not None

@@ -80,7 +80,8 @@ def write_report(
         How many examples a target's values were measured on.
     exhaustive_trials, stopped
         As for `estimate_savings`: how many trials the exhaustive search has, and why this one
-        ended. Of an Optuna study `transfer_pruner_optuna.ending_from_study` gives both.
+        ended. Of an Optuna study `transfer_pruner_optuna.ending_from_study` gives both, of
+        an experiment of Ray Tune's `transfer_pruner_ray.ending_from_results`.
 
     Raises
     ------

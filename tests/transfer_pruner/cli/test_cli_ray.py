@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +77,17 @@ def test_parameters_of_other_names_are_told(experiment: Path, tmp_path: Path) ->
         told = said(command, *search, "--out", tmp_path / "out", code=1)
         assert "there are: source, target" in told
         assert not (tmp_path / "out").exists()
+
+
+def test_the_report_says_why_a_search_was_stopped(experiment: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    stopped = tmp_path / "stopped"
+    shutil.copytree(experiment, stopped)
+    told = {"reason": "of no pair more is expected", "exhaustive_trials": 9}
+    (stopped / "transfer_pruner.json").write_text(json.dumps(told))
+    search = ("--metric", "loss", "--mode", "min", "--out", out)
+    assert "never started" not in said("report", "--ray", experiment, *search)
+    assert "6 of the exhaustive search's 9 never started" in said(
+        "report", "--ray", stopped, *search
+    )
+    assert told["reason"] in out.read_text()
