@@ -354,6 +354,38 @@ def test_audited_proposals_run_as_they_are_beside_what_is_chosen() -> None:
     assert estimate_audit(records_from_study(study)).trials_audited == len(audits)
 
 
+def test_the_audit_estimate_rests_on_marked_audits_and_not_on_what_is_explored() -> None:
+    # b is the best source, and is eliminated nearly everywhere at first.
+    scores = ordered_pairs(TASKS)
+    rule = learning_rule().refine(scores.assign(score=scores["source"].map(TASKS.index)))
+    sampler = TransferSampler(rule, RandomSampler(seed=0), audit_fraction=0.3)
+    study = optuna.create_study(study_name="s", direction="maximize", sampler=sampler)
+    study.enqueue_trial({"source": "b", "target": "f"})
+    study.optimize(objective, n_trials=60)
+    trials = study.trials
+    assert trials[0].user_attrs["transfer_pruner.eliminated"] == 1, "enqueued: nobody drew it"
+    audits = [t for t in trials if t.user_attrs.get("transfer_pruner.audit") == 1]
+    explored = [t for t in trials[1:] if t not in audits and len({*pair(t)}) == 2]
+    assert audits
+    assert all(t.user_attrs["transfer_pruner.eliminated"] == 0 for t in explored)
+    # Some pairs were eliminated at first, and came back as the rule learnt.
+    first = rule.refitted()
+    assert any(first.decide(*pair(t)).eliminated for t in explored)
+    best: dict[str, float] = {}
+    for trial in trials:
+        if trial not in audits:
+            target = trial.params["target"]
+            best[target] = max(best.get(target, -math.inf), trial.value or 0.0)
+    missed = [max(0.0, (t.value or 0.0) - best[t.params["target"]]) for t in audits]
+    estimate = estimate_audit(records_from_study(study))
+    assert estimate.trials_audited == len(audits)
+    assert estimate.false_eliminations == sum(miss > 0 for miss in missed)
+    assert estimate.missed_gain == pytest.approx(np.mean(missed))
+    # However many of the others are explored, or how well they do, the sample is the same.
+    unmarked = [r for r in records_from_study(study) if not r.audit]
+    assert estimate_audit(unmarked).trials_audited == 0
+
+
 def test_a_proposal_that_the_rule_does_not_know_stands() -> None:
     def searched(trial: optuna.Trial) -> float:
         trial.suggest_categorical("source", [None, "new", "b", "c"])
