@@ -83,7 +83,6 @@ class Ledger:
         self._unestimated = self._corrected = False
         self._logged: dict[str, float] = {}
         self.ending: dict[str, Any] = {}
-        self._best: dict[str, float] = {}
 
     @property
     def decided(self) -> int:
@@ -142,7 +141,7 @@ class Ledger:
             metrics |= audit.metrics()
         answer = self.answer(records)
         if answer is not None:
-            metrics |= answer.metrics() | self._new_best(answer)
+            metrics |= answer.metrics() | _best(answer)
         # What corrects a point comes after it, in however short a search.
         timestamp = self._last + self._corrected
         self._unestimated = self._corrected = False
@@ -155,18 +154,6 @@ class Ledger:
         if maximize is None:
             return None
         return find_answer(self.records() if records is None else records, maximize=maximize)
-
-    def _new_best(self, answer: Answer) -> dict[str, float]:
-        """Name the best value of every target that has another one than was told."""
-        # It imports mlflow, which reading a spool must not need.
-        from transfer_pruner_mlflow._private import accepted_name
-
-        found = {
-            accepted_name("best/", one.target): one.best.value for one in answer.targets if one.best
-        }
-        new = {name: value for name, value in found.items() if self._best.get(name) != value}
-        self._best |= new
-        return new
 
     @property
     def kind(self) -> str:
@@ -262,6 +249,16 @@ class Ledger:
             regret=self._logged.get(REGRET),
             rule=self.settings.get("tags", {}).get("transfer_pruner.rule"),
         )
+
+
+def _best(answer: Answer) -> dict[str, float]:
+    """Name the best value of every target."""
+    # It imports mlflow, which reading a spool must not need.
+    from transfer_pruner_mlflow._private import accepted_name
+
+    return {
+        accepted_name("best/", one.target): one.best.value for one in answer.targets if one.best
+    }
 
 
 def _key(data: dict[str, Any]) -> _Key:
