@@ -7,8 +7,10 @@ and goes on in the same order.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +122,11 @@ class TransferVariantGenerator(BasicVariantGenerator):
                 f"a LearningRule needs a score to learn from, but metric is {metric!r} and mode is "
                 f"{mode!r}: pass both to TuneConfig."
             )
-        self._history.space = PairSpace.of(flat_space(config), self._decider.pair_of)
+        space = PairSpace.of(flat_space(config), self._decider.pair_of)
+        if space is not None and spec.get("num_samples", 1) != 1:
+            # Settings come again, and a pair that has had them all has a next trial.
+            space = replace(space, possible=math.inf)
+        self._history.space = space
         accepted: bool = super().set_search_properties(metric, mode, config, **spec)
         return accepted
 

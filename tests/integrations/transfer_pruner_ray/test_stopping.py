@@ -25,6 +25,7 @@ import ray
 from optuna.samplers import RandomSampler
 from pyarrow.fs import LocalFileSystem
 from ray import tune
+from ray.tune.experiment import Experiment
 from ray.tune.search.optuna import OptunaSearch
 
 from transfer_pruner import EliminationRule, LearningRule, TransferPredictor, estimate_savings
@@ -32,6 +33,7 @@ from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner_ray import (
     StopWhenSettled,
     TransferSearcher,
+    TransferVariantGenerator,
     ending_from_results,
     records_from_results,
 )
@@ -133,6 +135,37 @@ def test_it_says_the_same_of_a_search_that_was_restored(tmp_path: Path) -> None:
     stop(str(trials - 1), {})
     assert stop.stop_all()
     assert told(stop, tmp_path, trials) == before
+
+
+@pytest.mark.parametrize(("samples", "whole"), [(1, 27), (2, None)])
+def test_a_grid_that_a_generator_makes_ends_too(samples: int, whole: int | None) -> None:
+    rule = learning_rule()
+    stop = StopWhenSettled(rule, tolerance=0.005)
+    generator = TransferVariantGenerator(rule, max_concurrent=1)
+    grid = {name: tune.grid_search(domain.categories) for name, domain in SPACE.items()}
+    generator.set_search_properties("score", "max", grid, num_samples=samples)
+    generator.add_configurations(
+        [Experiment("grid", run=train_pair(), config=grid, num_samples=samples)]
+    )
+    trials = 0
+    while not generator.is_finished() and not stop.stop_all():
+        trial = generator.next_trial()
+        assert trial is not None
+        trials += 1
+        config = trial.config
+        gain = {"a": 0.1, "b": -0.1, "c": 0.0}[config["source"]]
+        gain = 0.0 if config["source"] == config["target"] else gain
+        result = {"score": gain + 0.001 * config["lr"], "time_total_s": 1.0}
+        stop(trial.trial_id, result)
+        generator.on_trial_complete(trial.trial_id, result)
+    assert 8 <= trials < 27
+    search = stop._find(trial.trial_id)
+    assert search is not None
+    assert search.stopped is not None
+    assert search.stopped["exhaustive_trials"] == whole
+    # As Tune ends a search: what waits is not tried any more.
+    generator.set_finished()
+    assert generator.is_finished()
 
 
 def test_a_search_with_another_rule_goes_on_and_is_told_of(
