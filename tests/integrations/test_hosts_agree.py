@@ -295,9 +295,19 @@ def test_of_a_rule_that_does_not_learn_an_eliminated_proposal_gives_way_to_the_s
         trial.suggest_categorical("target", ["b"])
         return 0.0
 
-    # The choices of what is suggested second are known from the first trial on.
+    # In a study without trials the choices of what is suggested second are not known.
+    space = {"source": TASKS, "target": ["b"]}
+    first = optuna.trial.create_trial(
+        params={"source": "d", "target": "b"},
+        distributions={
+            name: optuna.distributions.CategoricalDistribution(tasks)
+            for name, tasks in space.items()
+        },
+        value=0.0,
+    )
+    study.add_trial(first)
     study.optimize(objective, n_trials=6)
-    there = [(trial.params["source"], trial.params["target"]) for trial in study.trials]
+    there = [(trial.params["source"], trial.params["target"]) for trial in study.trials[1:]]
     search = TransferSearcher(AlwaysRay(metric="score", mode="max"), EliminationRule(decisions, {}))
     search.set_search_properties(
         "score", "max", {"source": tune.choice(TASKS), "target": tune.choice(["b"])}
