@@ -179,6 +179,7 @@ ONE_SCORE = {
     "H-score": "h_score",
     "zero-shot, where heads fit": "zero_shot",
     "linear probe": "linear_probe",
+    "attributions of whole models": "whole",
 }
 
 

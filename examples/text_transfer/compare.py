@@ -33,6 +33,7 @@ ROWS = {
     "linear probe": "linear probe",
     "first look on dev": "look at all pairs",
     "attributions, nothing measured": "attributions alone",
+    "attributions of whole models": "attributions alone, whole models",
     "attributions, looked at again": "attributions, re-ranked",
     "attributions, Gaussian process": "attributions fitted on other targets",
     "attributions, Gaussian process, looked at again": "fitted and re-ranked",

@@ -32,8 +32,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from table import looked_at
 from tasks import ManyLabels, Rows
 
-from transfer_pruner import TaskEmbedding, pair_features, save_embeddings
-from transfer_pruner.pairs import cosine, ordered_pairs
+from transfer_pruner import pair_features, save_embeddings
+from transfer_pruner.pairs import attribution_score, cosine, ordered_pairs
 from transfer_pruner.transferability import h_score, logme, null_corrected, score_pairs
 
 SCORES = ("h_score", "logme", "linear_probe")
@@ -47,15 +47,16 @@ def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     seconds[what] = time.process_time() - started
 
 
-def of_seed(
-    bench: Bench, seed: int, options: argparse.Namespace, probe: Probe | list[str]
-) -> pd.DataFrame:
+def of_seed(bench: Bench, seed: int, options: argparse.Namespace, probe: Probe) -> pd.DataFrame:
     """Compute every pair's features, from models of one seed."""
     tops = {name: bench.source_model(name, seed) for name in bench.names}
     alone, seconds = baselines(bench, seed), dict[str, float]()
     with timed(seconds, "attributions"), encoder.half_precision(bench.half):
         sources, targets = (
-            {name: embedded(top, probe, name, options) for name, top in models.items()}
+            {
+                name: embed_top(top, probe, name, options.steps, options.method)
+                for name, top in models.items()
+            }
             for models in (tops, alone)
         )
         pairs = ordered_pairs(bench.names)
@@ -64,11 +65,13 @@ def of_seed(
     save_embeddings(sources.values(), folder / "source")
     save_embeddings(targets.values(), folder / "target")
     table = pairs.assign(seed=seed).join(features)
-    if isinstance(probe, Probe):
-        table["tokens_cosine"] = [
-            cosine(sources[s].signals["tokens"], targets[t].signals["tokens"])
-            for s, t in zip(pairs["source"], pairs["target"], strict=True)
-        ]
+    table["tokens_cosine"] = [
+        cosine(sources[s].signals["tokens"], targets[t].signals["tokens"])
+        for s, t in zip(pairs["source"], pairs["target"], strict=True)
+    ]
+    if options.whole:
+        with timed(seconds, "whole"):
+            table["whole_score"] = of_whole_models(bench, tops, alone, pairs)
     found = []
     if isinstance(bench.tasks, ManyLabels):
         with timed(seconds, "probing"):
@@ -103,12 +106,14 @@ def baselines(bench: Bench, seed: int) -> Tops:
     return alone
 
 
-def embedded(
-    top: Top, probe: Probe | list[str], name: str, options: argparse.Namespace
-) -> TaskEmbedding:
-    if isinstance(probe, Probe):
-        return embed_top(top, probe, name, options.steps, options.method)
-    return embed_whole(top, probe, name)
+def of_whole_models(bench: Bench, tops: Tops, alone: Tops, pairs: pd.DataFrame) -> np.ndarray:
+    """Score pairs by attributions as a user of whole models does: 64 texts, `embed_text`."""
+    texts = bench.tasks.probe(64)
+    sources, targets = (
+        {name: embed_whole(top, texts, name) for name, top in models.items()}
+        for models in (tops, alone)
+    )
+    return attribution_score(pairs, sources, targets)
 
 
 def look(
@@ -206,8 +211,6 @@ def pooled(bench: Bench, top: Top, rows: Rows) -> np.ndarray:
 
 def kind(options: argparse.Namespace) -> str:
     """Name the way of embedding, in files."""
-    if options.whole:
-        return "whole"
     return f"{options.method}-{options.steps}-{options.probe}-{options.cut}"
 
 
@@ -220,13 +223,12 @@ def main() -> None:
     parser.add_argument(
         "--whole",
         action="store_true",
-        help="embed whole models with embed_text's defaults, not their trained part",
+        help="score by attributions of whole models too, with embed_text's defaults",
     )
     options: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)
-    texts = bench.tasks.probe(options.probe)
-    probe = texts if options.whole else Probe(texts, options.trainable, options.cut)
+    probe = Probe(bench.tasks.probe(options.probe), options.trainable, options.cut)
     out = Path(options.out)
     for seed in options.seeds:
         file = out / f"features-{kind(options)}-{seed}.csv"

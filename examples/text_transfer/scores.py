@@ -38,6 +38,7 @@ COLUMNS = {
     "H-score": "h_score",
     "linear probe": "linear_probe",
     "first look on dev": LOOK,
+    "attributions of whole models": "whole_score",
 }
 """What is a column of the features, where they have it."""
 
