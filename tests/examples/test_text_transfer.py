@@ -250,6 +250,26 @@ def test_what_the_pages_say_of_one_kept_source_is_what_the_tables_give(
         assert {label: told[label].split(" | ") for label in TOLD} == found, page
 
 
+def test_what_the_page_says_of_unlike_tasks_is_what_the_tables_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from compare import SETTINGS, cell, table_of
+    from table import load
+
+    file = {
+        name: FOLDER / SETTINGS["mixed"].format(name)
+        for name in ("transfers", "features", "overhead")
+    }
+    transfers, features = pd.read_csv(file["transfers"]), pd.read_csv(file["features"])
+    page = (FOLDER / "README.md").read_text().replace("**", "")
+    for way in set(transfers["way"]):
+        table = table_of(load(transfers, features, way, "f1", "test"), file["overhead"])
+        for row in table.drop(columns="seconds").itertuples(index=False):
+            cells = [cell(*of) for of in zip(table.columns, row, strict=False)]
+            assert f"| {' | '.join(cells)} |" in page, way
+
+
 def test_a_wrong_column_is_named(tmp_path: Path) -> None:
     some_texts(20, seed=0).to_csv(tmp_path / "train.csv", index=False)
     command = [sys.executable, str(FOLDER / "measure.py"), "--train", str(tmp_path / "train.csv")]
