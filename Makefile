@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint examples docs bench-attribution bench-trec-is bench-text wheel compat clean
+.PHONY: help setup demo test test-slow test-all coverage lint format examples docs bench-attribution bench-trec-is bench-text wheel compat newest clean
 
 help:           ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,10 +28,18 @@ test-slow: setup ## Run the tests that take longer than a minute.
 test-all: setup ## Run the tests, the slow ones too.
 	$(BIN)/python -m pytest
 
+coverage: setup ## Run the tests, or TESTS=some of them, and show what they reach of the code.
+	$(BIN)/coverage run -m pytest -m "not slow" $(TESTS)
+	$(BIN)/coverage report
+
 lint: setup     ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: setup   ## Put the code into the style that lint checks.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 examples: setup ## Run every example.
 	@for example in examples/[0-9]*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
@@ -54,8 +62,11 @@ wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty 
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python tests/check_distribution.py dist
 
-compat: setup   ## Run the tests against the oldest versions that pyproject.toml claims.
-	PYTHON=$(PYTHON) tests/run_compat.sh
+compat:         ## Run the tests against the oldest versions that pyproject.toml claims.
+	PYTHON=$(PYTHON) tests/run_compat.sh oldest
+
+newest:         ## Run the tests against the newest versions that pip finds.
+	PYTHON=$(PYTHON) tests/run_compat.sh newest
 
 clean:          ## Remove everything that the other targets made.
-	rm -rf .venv .venv-* build dist demo-output ray-output site .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist demo-output ray-output site .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
