@@ -48,6 +48,7 @@ def test_what_the_readme_says_runs(
     study = optuna.create_study(
         study_name="pairs",
         storage="sqlite:///study.db",
+        direction="maximize",
         sampler=optuna.samplers.GridSampler(
             {"source": TASKS, "target": TASKS, "lr": [1e-3]}, seed=0
         ),
@@ -56,13 +57,14 @@ def test_what_the_readme_says_runs(
     names = {
         "objective": objective,
         "models": models,
+        "dev_sets": {task: (torch.rand(40, 6), [0, 1] * 20) for task in TASKS},
         "probe": torch.rand(12, 6),
         "probe_texts": ["flood in the city", "help"],
     }
     names |= {"tasks": TASKS, "train_pair": lambda config: {"f1": config["lr"]}}
-    drop_in, embedding, many, measured, in_ray = blocks("python")
+    drop_in, leaving_out, embedding, many, measured, in_ray = blocks("python")
     # The reader meets the drop-in first; its embeddings come from the block after it.
-    for block in (embedding, drop_in, many, measured, in_ray):
+    for block in (embedding, drop_in, leaving_out, many, measured, in_ray):
         exec(block, names)
     assert list(load_embeddings("text-embeddings")) == ["advice", "news"]
     assert "pairs eliminated before training" in capsys.readouterr().out
