@@ -591,3 +591,26 @@ def test_a_single_setting_is_looked_at_without_a_search(rule: EliminationRule, k
     assert eliminated(rule, ("f", "e"))
     look: Callable[[optuna.trial.BaseTrial], object] = gate(Objective(), rule)  # type: ignore[assignment]
     assert look(trial) == 5 + 0.02
+
+
+def test_brute_force_runs_what_survives_in_the_order_in_which_it_was_enqueued() -> None:
+    sources = ["x", "y", "z", "w"]
+    worth = dict(zip(sources, [0.1, 0.3, 0.2, 0.0], strict=True))
+    rule = EliminationRule(
+        {(s, "t"): Decision(s == "w", worth[s], 0.5, "told so") for s in sources}, {}
+    )
+    space = {"source": sources, "layers": [1, 2]}
+
+    def searched(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("layers", [1, 2])
+        return worth[trial.suggest_categorical("source", sources)]
+
+    study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
+    kept = rule.table().query("not eliminated").sort_values("priority", ascending=False)
+    for source in kept["source"]:
+        for layers in (1, 2):
+            study.enqueue_trial({"source": source, "layers": layers})
+    study.optimize(gate(searched, rule, search_space=space, target="t"), n_trials=30)
+    assert len(study.trials) == len({str(sorted(t.params.items())) for t in study.trials}) == 8
+    complete = [t.params["source"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
+    assert complete == ["y", "y", "z", "z", "x", "x"]
