@@ -1,7 +1,7 @@
 """Does the ranking hold on other splits of the digits? Measures every pair on several of them.
 
 Twelve minutes for six splits on one core; resumes. The attribution score was chosen on splits 2 to
-5 (see CONTRIBUTING.md), splits 6 and 7 were not looked at for that, and split 1 is the demo's.
+5 (see docs/design-notes.md), splits 6 and 7 were not looked at for that, and split 1 is the demo's.
 """
 
 from __future__ import annotations

@@ -131,9 +131,9 @@ def attribution_score(
     were trained on their own (:math:`w = 0`), in how many directions do the source's vary? Of
     copies of one encoder (:math:`w = 1`), which are all as rich, do the two outputs change alike
     (r, the ``change_correlation``)? :math:`w = \min(\max(2 \kappa, 0), 1)`, :math:`\kappa` the
-    layer's `correspondence`. Directed through the source's effective rank. Ours; CONTRIBUTING.md
-    tells how it was chosen. Unless all tasks were embedded on the same probe examples, it is the
-    mean over layers of the cosine of the two vectors instead, for every pair.
+    layer's `correspondence`. Directed through the source's effective rank. Ours; the design notes
+    (docs/design-notes.md) tell how it was chosen. Unless all tasks were embedded on the same probe
+    examples, it is the mean over layers of the cosine of the two vectors instead, for every pair.
 
     Returns
     -------

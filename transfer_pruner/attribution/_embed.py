@@ -111,11 +111,11 @@ def embed(
         baseline input. ``"integrated_gradients"``, ``"deep_lift"``, ``"gradient_shap"`` or a layer
         attribution class of ``captum.attr``: by Captum, layer by layer.
     n_steps : int, optional
-        Steps of the integral; 8 if left out, which rank pairs as many more do (CONTRIBUTING.md);
-        for a vector whose sum is the change of the output to 2% or so it takes some hundreds. Left
-        out, four times as many are taken by conductance, and again, up to 128, where a layer that
-        everything passes through leaves more than 80% of the output's changes unexplained and that
-        helps.
+        Steps of the integral; 8 if left out, which rank pairs as many more do (see the design
+        notes, docs/design-notes.md); for a vector whose sum is the change of the output to 2% or so
+        it takes some hundreds. Left out, four times as many are taken by conductance, and again, up
+        to 128, where a layer that everything passes through leaves more than 80% of the output's
+        changes unexplained and that helps.
     batch_size : int
         Probe examples attributed together. A sweep holds the activations of two steps at once, so
         memory does not grow with the steps; Captum's methods hold those of all steps.
