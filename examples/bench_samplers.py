@@ -2,6 +2,7 @@
 
     python examples/bench_samplers.py
     python examples/bench_samplers.py --targets Location Weather --seeds 3
+    python examples/bench_samplers.py --gp-targets 25 --figure docs/search.png
 
 One study for each target: the source, or none, and the learning rate, 50 settings in all. The
 objective looks up the dev score that was measured (text_transfer/transfers-4.csv, mean over
@@ -34,6 +35,7 @@ from rich.table import Table
 
 from bench_order import World, learning_rule
 from transfer_pruner import EliminationRule, LearningRule
+from transfer_pruner.plotting.style import KEPT, NEUTRAL, SAVED, bare, new_figure
 from transfer_pruner_optuna import gate
 from transfer_pruner_optuna.sampler import TransferSampler
 
@@ -155,6 +157,16 @@ LEARNING = {
     "TransferSampler, learning, eight looked at again": LOOKED,
 }
 """How many of the best sources by attributions the rule knows a proxy score of."""
+LINES = {
+    ("TPE", "TransferSampler, learning, eight looked at again"): (
+        "transfer_pruner: attributions, eight sources re-ranked"
+    ),
+    ("TPE", "TransferSampler, learning"): "transfer_pruner: attributions alone",
+    ("GP", "alone"): "GP",
+    ("TPE", "alone"): "TPE",
+    ("Random", "alone"): "random",
+}
+"""What the figure shows, and what it is called there."""
 
 
 def search(
@@ -164,7 +176,7 @@ def search(
     way: str,
     seed: int,
     n_trials: int,
-) -> dict[str, float]:
+) -> dict[str, object]:
     """Run one study until so many trials have finished; say what it found and what it took."""
     # Targets list their sources alike: with equal seeds their searches would go alike too.
     seed = zlib.crc32(f"{surface.target} {seed}".encode())
@@ -185,7 +197,9 @@ def search(
     sources = {trial.params["source"] for trial in trials if trial.state == TrialState.COMPLETE}
     last = rule.refitted() if isinstance(rule, LearningRule) else rule
     hits = np.flatnonzero(values >= surface.enough - 1e-12)
+    best = np.maximum.accumulate(values[:n_trials])
     return {
+        "best": np.pad(best, (0, n_trials - len(best)), mode="edge"),
         "until": float(hits[0] + 1) if len(hits) else np.inf,
         "lost": surface.best - values.max(initial=0.0),
         "lost early": surface.best - values[:10].max(initial=0.0),
@@ -206,6 +220,8 @@ def searches(
         if name not in ("Grid", "BruteForce"):
             ways += ["TransferSampler", *LEARNING]
         ways = [way for way in ways if way in options.ways]
+        if options.figure:
+            ways = [way for way in ways if (name, way) in LINES]
         for way in ways:
             begun = time.perf_counter()
             for surface in surfaces[: options.gp_targets if few else None]:
@@ -230,6 +246,33 @@ def mean_over_targets(rows: pd.DataFrame, column: str) -> str:
     return "{:.4f} ({:.4f}, {:.4f})".format(*low_high)
 
 
+def draw(rows: pd.DataFrame, surfaces: list[Surface], metric: str, file: Path) -> None:
+    """Draw the best dev score against finished trials, mean over targets and seeds."""
+    figure = new_figure(height=4.5, width=8.0)
+    axes = figure.add_subplot()
+    styles = [(KEPT, "-"), (SAVED, "-"), (NEUTRAL, "--"), (NEUTRAL, "-."), (NEUTRAL, ":")]
+    for ((name, way), label), (colour, style) in zip(LINES.items(), styles, strict=True):
+        of = rows[(rows["sampler"] == name) & (rows["way"] == way)]
+        if len(of):
+            by_target = [np.mean([*best], axis=0) for _, best in of.groupby("target")["best"]]
+            best = np.mean(by_target, axis=0)
+            trials = 1 + np.arange(len(best))
+            axes.plot(trials, best, style, color=colour, label=label, linewidth=2)
+    for score, what in (("best", "the best of all 50 settings"), ("alone", "no transfer")):
+        height = np.mean([getattr(surface, score) for surface in surfaces])
+        axes.axhline(height, color=NEUTRAL, linewidth=0.7)
+        at = (0.99, height)
+        placed = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.annotate(what, at, color=NEUTRAL, **placed)
+    low, high = (np.mean([getattr(x, name) for x in surfaces]) for name in ("alone", "best"))
+    axes.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))
+    axes.set_xlabel("finished trials of a study")
+    axes.set_ylabel(f"best {metric.upper()} on dev so far, mean over {len(surfaces)} targets")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.12))
+    bare(axes)
+    figure.savefig(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
@@ -243,6 +286,7 @@ def main() -> None:
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--gp-targets", type=int, default=5, help="a GP is slow: the first so many")
     parser.add_argument("--gp-seeds", type=int, default=2)
+    parser.add_argument("--figure", type=Path, help="draw the searches that it shows, no others")
     options = parser.parse_args()
     optuna.logging.set_verbosity(logging.ERROR)
     surfaces, predictions = load(options.metric, options.by)
@@ -275,6 +319,8 @@ def main() -> None:
         )
     console = Console(width=190)
     console.print(table)
+    if options.figure:
+        draw(rows, surfaces, options.metric, options.figure)
     attainable = np.array([surface.best - surface.alone for surface in surfaces])
     lost = np.array([surface.best - surface.best_kept(rule) for surface in surfaces])
     reachable = [surface.best_kept(rule) >= surface.enough - 1e-12 for surface in surfaces]
