@@ -244,7 +244,7 @@ def test_what_the_pages_say_of_one_kept_source_is_what_the_tables_give(
         for label, name in TOLD.items():
             saved, regret = of_one.loc[name, ["saved", "regret"]]
             found[label] += [f"{saved:.1%}", f"{regret:.3f}", f"{1 - regret / nothing:.0%}"]
-    for page in ("README.md", "docs/trust.md"):
+    for page in ("docs/results.md", "docs/trust.md"):
         text = (FOLDER.parents[1] / page).read_text().replace("**", "")
         told = dict(re.findall(r"^\| ([^|]+) \| (\S+(?: \| \S+){5}) \|$", text, re.MULTILINE))
         assert {label: told[label].split(" | ") for label in TOLD} == found, page
