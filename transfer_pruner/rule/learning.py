@@ -99,7 +99,7 @@ class LearningRule:
         self,
         predictor: TransferPredictor,
         *,
-        start: float = 0.5,
+        start: float = 0.25,
         min_probability: float = 0.05,
         refit_every: int = 1,
         min_targets: int = 1,

@@ -357,7 +357,7 @@ def test_audited_proposals_run_as_they_are_beside_what_is_chosen() -> None:
 def test_the_audit_estimate_rests_on_marked_audits_and_not_on_what_is_explored() -> None:
     # b is the best source, and is eliminated nearly everywhere at first.
     scores = ordered_pairs(TASKS)
-    rule = learning_rule().refine(scores.assign(score=scores["source"].map(TASKS.index)))
+    rule = learning_rule(start=0.5).refine(scores.assign(score=scores["source"].map(TASKS.index)))
     sampler = TransferSampler(rule, RandomSampler(seed=0), audit_fraction=0.3)
     study = optuna.create_study(study_name="s", direction="maximize", sampler=sampler)
     study.enqueue_trial({"source": "b", "target": "f"})

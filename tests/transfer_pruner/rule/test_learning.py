@@ -337,7 +337,7 @@ def test_bad_parameters_stop_early(
     with pytest.raises(ValueError, match="transfers lacks the column 'gain'; it has: source, targ"):
         LearningRule(predictor).refitted(transfers[["source", "target"]])
     assert repr(LearningRule(predictor)) == (
-        "LearningRule(start=0.5, min_probability=0.05, refit_every=1, min_targets=1)"
+        "LearningRule(start=0.25, min_probability=0.05, refit_every=1, min_targets=1)"
     )
 
 
