@@ -40,6 +40,8 @@ RECORDS = st.builds(
         st.text(max_size=5), st.none() | st.booleans() | st.integers() | NUMBERS | NAMES
     ),
     audit=st.booleans(),
+    scoring_seconds=NUMBERS,
+    priority=NUMBERS,
 )
 
 
