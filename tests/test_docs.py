@@ -194,7 +194,7 @@ def test_a_command_that_is_not_there_is_noticed() -> None:
 
 def figures(page: str) -> set[str]:
     """Percentages and decimal fractions of a page's prose and tables."""
-    text = re.sub(r"`[^`]*`|Python 3\.\d+", "", prose(page)).replace("**", "")
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|Python 3\.\d+", "", prose(page)).replace("**", "")
     return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?%|(?<![\w.])\d*\.\d+", text))
 
 
