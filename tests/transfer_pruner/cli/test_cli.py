@@ -685,7 +685,6 @@ def test_help_loads_nothing_heavy() -> None:
 import sys
 from transfer_pruner.cli import main
 from transfer_pruner.cli.program import Answer, answers
-from transfer_pruner_optuna import records_from_study
 for name in {names!r}:
     main([*name, "--help"], standalone_mode=False)
 print(*sys.modules, file=sys.stderr)
