@@ -2,6 +2,7 @@
 
     python examples/bench_order.py
     python examples/bench_order.py --ways sequential joint
+    python examples/bench_order.py --ways sequential joint --misled
 
 A search for each target: its two baselines first, then one pair after the other, each at the
 learning rate that is best so far of those that the pair lacks. The score of a trial is the dev
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,12 @@ class World:
     pairs: pd.DataFrame
     similarity: pd.DataFrame
     columns: list[str]
+
+    @property
+    def misled(self) -> World:
+        """The same world with the sign of the attribution score turned round."""
+        pairs = self.pairs.assign(attribution_score=-self.pairs["attribution_score"])
+        return replace(self, pairs=pairs)
 
     @classmethod
     def read(cls, way: str, metric: str, split: str = "test") -> World:
@@ -187,10 +194,12 @@ def main() -> None:
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=[*SEARCHES])
     parser.add_argument("--trials", type=int, default=25, help="of 50 that there are")
     parser.add_argument("--metric", default="f1")
+    parser.add_argument("--misled", action="store_true", help="turn the score's sign round")
     options = parser.parse_args()
     console = Console(width=150)
     for way in options.ways:
-        rows = pd.DataFrame(searches(World.read(way, options.metric), options))
+        world = World.read(way, options.metric)
+        rows = pd.DataFrame(searches(world.misled if options.misled else world, options))
         table = Table(title=f"{way} transfer, {options.metric}, one search for each target")
         table.add_column("search")
         for column in ("trials until 95%", f"within {options.trials}", "dev lost after 10", "24"):

@@ -2,7 +2,7 @@
 
     python examples/bench_samplers.py
     python examples/bench_samplers.py --targets Location Weather --seeds 3
-    python examples/bench_samplers.py --gp-targets 25 --figure docs/search.png
+    python examples/bench_samplers.py --gp-targets 25 --gp-seeds 10 --figure docs/search.png
 
 One study for each target: the source, or none, and the learning rate, 50 settings in all. The
 objective looks up the dev score that was measured (text_transfer/transfers-4.csv, mean over

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import ray
 from ray.cluster_utils import Cluster
 
 import transfer_pruner
@@ -24,19 +23,6 @@ import transfer_pruner_ray
 from transfer_pruner import load_embeddings
 
 TEXTS = ["flood in the city", "we need water and food", "help"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head that takes no work and two nodes of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def workers() -> list[int]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,6 @@ pytestmark = pytest.mark.slow
 
 TASKS = ["a", "b", "c", "d", "e"]
 RUN_PICKLED = "import sys; from ray import cloudpickle; cloudpickle.load(open(sys.argv[1], 'rb'))()"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head that takes no work and two nodes of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def train_pair(out: Path, seconds: float) -> Callable[[dict[str, Any]], None]:

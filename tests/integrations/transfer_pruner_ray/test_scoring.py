@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from torch import nn
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import ray
 from ray.cluster_utils import Cluster
 
 import transfer_pruner
@@ -22,19 +21,6 @@ from transfer_pruner import TransferPrunerWarning
 
 TEXTS = ["flood in the city", "we need water and food", "help", "road closed"]
 DATASETS = {"news": (TEXTS, [1, 0, 0, 1]), "advice": (TEXTS[:3], [0, 1, 1])}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head that takes no work and two nodes of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def test_the_call_is_the_same_and_so_are_the_scores(
