@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,9 @@ class Design:
     ) -> None:
         of_sources, of_targets = alike
         known = sorted({*of_sources.index, *of_targets.index})
-        self._alike = _correlation(of_sources, known), _correlation(of_targets, known)
+        sources = _correlation(of_sources, known)
+        same = of_targets.equals(of_sources)
+        self._alike = sources, sources if same else _correlation(of_targets, known)
         names = dict.fromkeys([*known, *sorted(set(tasks))])
         self._numbers = {name: number for number, name in enumerate(names)}
         self._scored = scored
@@ -89,7 +92,7 @@ class Design:
         rows[:, 0], rows[:, 1] = self._number(sources), self._number(targets)
         rows[:, SCORE] = 0.0
         if self._scored:
-            centres = np.array([self._centres.get(target, self._centre) for target in targets])
+            centres = looked_up(targets, self._centres, self._centre)
             score = features[_SCORE].to_numpy(dtype=float)
             rows[:, SCORE] = np.nan_to_num((score - centres) / self._spread)
         values = (features[self.features].to_numpy(dtype=float) - self._mean) / self._std
@@ -102,10 +105,19 @@ class Design:
 
     def _number(self, tasks: NDArray[np.object_]) -> NDArray[np.intp]:
         """Give tasks their numbers; those that were never seen have some beyond the others."""
-        found = np.array([self._numbers.get(task, -1) for task in tasks], dtype=int)
+        found = looked_up(tasks, self._numbers, -1).astype(int)
         codes, _ = pd.factorize(tasks[found < 0])
         found[found < 0] = len(self._numbers) + codes
         return found
+
+
+def looked_up(
+    tasks: NDArray[np.object_], values: Mapping[Any, float], otherwise: float
+) -> FloatArray:
+    """Look a number of every task up, each task once."""
+    codes, names = pd.factorize(tasks, use_na_sentinel=False)
+    found = np.array([values.get(name, otherwise) for name in names], dtype=float)
+    return found[codes]
 
 
 def alike_tasks(

@@ -22,7 +22,7 @@ from transfer_pruner.pairs import (
     pair_features,
     source_popularity,
 )
-from transfer_pruner.predictor.design import Design, Rows, alike_tasks
+from transfer_pruner.predictor.design import Design, Rows, alike_tasks, looked_up
 from transfer_pruner.predictor.process import SCORE, SCORE_WEIGHT, fitted_process, spreads
 from transfer_pruner.predictor.regression import Regression
 from transfer_pruner.probability import probability_to_exceed
@@ -389,7 +389,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             return self._regression(sources, targets, features)
         design = self._design(sources, targets, features)
         known = ~features.isna().all(axis=1).to_numpy()
-        known |= np.array([source in self._sources for source in sources], dtype=bool)
+        known |= looked_up(sources, dict.fromkeys(self._sources, 1.0), 0.0) > 0
         mean, variance = np.full((2, len(sources)), np.nan)
         for part in np.array_split(np.flatnonzero(known), 1 + int(known.sum()) // _BLOCK):
             if not len(part):
@@ -414,7 +414,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return self._design(sources, targets, self._features_of(pairs))
 
     def _scale_of(self, targets: Tasks) -> FloatArray:
-        return np.array([self._scales.get(str(target), self._scale) for target in targets])
+        return looked_up(targets, self._scales, self._scale)
 
     def _scored(self) -> bool:
         return bool(self.embeddings) or "attribution_score" in self.feature_columns

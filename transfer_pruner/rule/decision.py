@@ -7,7 +7,6 @@ for; decisions that are equal have equal arrays, whatever order they came in.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transfer_pruner.rule.columns import packed, unpacked
+from transfer_pruner.rule.reasons import reason, taken_apart
 from transfer_pruner.tasks import FloatArray, task_name
 
 Column = NDArray[Any]
 Pair = tuple[str, str]
 
-# How reasons of ranked pairs begin; what follows names the target.
-_RANKED = re.compile(r"rank ([1-9][0-9]{0,8}) of ([1-9][0-9]{0,8}) for ")
+_OF_REASON = ("why", "target", "rank", "candidates")
+_OF_FORM = ("form", "score", "best", "chance", "priority")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Decision:
 class Decisions(Mapping[Pair, Decision]):
     """Decisions on ordered pairs, one row each, as columns; nothing changes once it is made.
 
-    A reason is ``"rank {rank} of {candidates} for {target}{why}"`` of a ranked pair, and else
-    ``why`` alone, whose few texts are kept once.
+    A reason is ``"rank {rank} of {candidates} for {target}{why}"`` of a ranked pair, what its form
+    says of it (see `reasons.reason`), or ``why`` alone. The few texts of why are kept once.
 
     Parameters
     ----------
@@ -70,7 +70,8 @@ class Decisions(Mapping[Pair, Decision]):
     columns : mapping of str to array of shape (n_pairs,)
         ``source``, ``target`` and ``why``: positions; ``eliminated``; ``score``, ``probability``;
         ``rank`` within the target, 1 the best and 0 if the pair is not ranked; ``candidates``, the
-        number of pairs that it is ranked among; and ``priority``, if there is one.
+        number of pairs that it is ranked among; ``priority``, if there is one; and, where some
+        reason has a form, ``form``, and ``best`` and ``chance``, which it tells of.
 
     Attributes
     ----------
@@ -108,6 +109,9 @@ class Decisions(Mapping[Pair, Decision]):
         if "priority" in columns and not np.isnan(columns["priority"]).all():
             # Only where there is one: a rule without an order is what it was in earlier versions.
             self.columns["priority"] = _floats(columns["priority"])[order]
+        if "form" in columns and np.any(columns["form"]):
+            self.columns["form"] = _counts(columns["form"])[order]
+            self.columns |= {name: _floats(columns[name])[order] for name in ("best", "chance")}
         source, target = self.columns["source"], self.columns["target"]
         twice = np.flatnonzero((source[1:] == source[:-1]) & (target[1:] == target[:-1]))
         if len(twice):
@@ -138,9 +142,9 @@ class Decisions(Mapping[Pair, Decision]):
         whys: dict[str, int] = {}
         names = ("source", "target", "eliminated", "score", "probability", "rank", "candidates")
         columns: dict[str, list[Any]] = {name: [] for name in (*names, "why", "priority")}
-        for source, target, eliminated, score, probability, reason, *priority in rows:
+        for source, target, eliminated, score, probability, text, *priority in rows:
             pair = [str(task_name(task)) for task in (source, target)]
-            rank, candidates, why = _taken_apart(reason, pair[1])
+            rank, candidates, why = taken_apart(text, pair[1])
             codes = (tasks.setdefault(task, len(tasks)) for task in pair)
             numbers = (eliminated, score, probability, rank, candidates)
             why_code = whys.setdefault(why, len(whys))
@@ -196,19 +200,20 @@ class Decisions(Mapping[Pair, Decision]):
             # One NaN, which is equal to itself where decisions are compared.
             score if score == score else math.nan,
             probability if probability == probability else math.nan,
-            self._reason(
-                columns["rank"].item(row),
-                columns["candidates"].item(row),
-                columns["target"].item(row),
-                columns["why"].item(row),
-            ),
+            next(self._reasons(slice(row, row + 1))),
             priority if priority == priority else math.nan,
         )
 
-    def _reason(self, rank: int, candidates: int, target: int, why: int) -> str:
-        if not rank:
-            return self.whys[why]
-        return f"rank {rank} of {candidates} for {self.tasks[target]}{self.whys[why]}"
+    def _reasons(self, rows: Any) -> Iterator[str]:
+        """Write the reasons of rows out."""
+        columns = {name: self.columns[name] for name in _OF_REASON}
+        if "form" in self.columns:
+            named = {"priority": np.full(len(self), math.nan)} | self.columns
+            columns |= {name: named[name] for name in _OF_FORM}
+        for why, target, *more in zip(
+            *(column[rows].tolist() for column in columns.values()), strict=True
+        ):
+            yield reason(self.whys[why], self.tasks[target], *more)
 
     def __getitem__(self, pair: Pair) -> Decision:
         row = self.row(*pair)
@@ -249,13 +254,12 @@ class Decisions(Mapping[Pair, Decision]):
         order = self.best_first(self.rows_of(None))
         columns = {name: column[order] for name, column in self.columns.items()}
         tasks = np.array(self.tasks, dtype=object)
-        of_reason = (columns[name].tolist() for name in ("rank", "candidates", "target", "why"))
         return pd.DataFrame(
             {
                 "source": tasks[columns["source"]],
                 "target": tasks[columns["target"]],
                 **{name: columns[name] for name in ("eliminated", "score", "probability")},
-                "reason": np.array([*map(self._reason, *of_reason), None], dtype=object)[:-1],
+                "reason": np.array([*self._reasons(order), None], dtype=object)[:-1],
                 "priority": self.priority[order],
             }
         )
@@ -264,11 +268,28 @@ class Decisions(Mapping[Pair, Decision]):
         """Copy them with other values of some columns, and another why, in some rows."""
         changed = {name: column.copy() for name, column in self.columns.items()}
         columns["why"] = np.full(len(rows), len(self.whys))
+        if "form" in changed:
+            columns["form"] = np.zeros(len(rows), dtype=changed["form"].dtype)
         for name, values in columns.items():
             wide = np.result_type(changed[name], values)
             changed[name] = changed[name].astype(wide)
             changed[name][rows] = values
         return Decisions(self.tasks, [*self.whys, why], changed)
+
+    def with_priority(self, priority: FloatArray) -> Decisions:
+        """Copy them with other priorities, one for every row."""
+        return Decisions(self.tasks, self.whys, self.columns | {"priority": priority})
+
+    def spelled_out(self) -> Decisions:
+        """Give every reason that has a form a text of its own, as if it had been made of texts."""
+        if "form" not in self.columns:
+            return self
+        rows = np.flatnonzero(self.columns["form"])
+        codes, texts = pd.factorize(np.array([*self._reasons(rows), None], dtype=object)[:-1])
+        why = self.columns["why"].astype(np.int64)
+        why[rows] = len(self.whys) + codes
+        columns = self.columns | {"why": why, "form": np.zeros_like(why)}
+        return Decisions(self.tasks, [*self.whys, *texts], columns)
 
     @cached_property
     def packed(self) -> dict[str, Any]:
@@ -299,14 +320,6 @@ class Decisions(Mapping[Pair, Decision]):
         n = content["pairs"]
         columns = {name: unpacked(b, dtype, n) for name, (dtype, b) in content["columns"].items()}
         return cls(content["tasks"], content["whys"], columns)
-
-
-def _taken_apart(reason: str, target: str) -> tuple[int, int, str]:
-    """Split a reason into rank, candidates and why, as it is put together from them."""
-    start = _RANKED.match(reason)
-    if start is None or not reason.startswith(target, start.end()):
-        return 0, 0, reason
-    return int(start[1]), int(start[2]), reason[start.end() + len(target) :]
 
 
 def _sorted(texts: Sequence[str], *codes: Column) -> tuple[list[str], Column]:

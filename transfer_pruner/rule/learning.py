@@ -9,36 +9,28 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import warnings
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from transfer_pruner.autologging import unlogged
 from transfer_pruner.exceptions import TransferPrunerWarning
-from transfer_pruner.pairs import pair_columns, pair_features
-from transfer_pruner.probability import expected_improvement, probability_to_exceed
-from transfer_pruner.rule.decision import Decision
+from transfer_pruner.probability import expected_improvement
+from transfer_pruner.rule.candidates import SCORE, Candidates, tabulated
+from transfer_pruner.rule.decision import Decisions
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.ranking import (
-    Ordered,
-    candidate_pairs,
-    finite_or_nan,
-    ranked,
-    task_columns,
-)
+from transfer_pruner.rule.learnt import best_so_far, decisions, measured_transfers
+from transfer_pruner.rule.ranking import Ordered, finite_or_nan
 from transfer_pruner.rule.reranking import scored_too, table_seconds
-from transfer_pruner.tasks import FloatArray, is_baseline
+from transfer_pruner.tasks import FloatArray
 
 if TYPE_CHECKING:
     from transfer_pruner.predictor import TransferPredictor
 
-_PAIR = ["source", "target"]
-_SCORE = "attribution_score"
 _FIRST = 20
 """Transfers that a posterior has to rest on before it eliminates, where nothing else is said."""
 FITTED_AT = 10
@@ -133,13 +125,10 @@ class LearningRule:
         self.start = float(start)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
         self.scoring_seconds = 0.0
-        candidates = _candidates(predictor, pairs)
-        self._columns = task_columns(predictor)
-        self._pairs = list(candidates[self._columns].itertuples(index=False, name=None))
+        candidates = Candidates.of(predictor, pairs)
         # What attributions say of the pairs stays the same: computed once, and kept instead of the
         # embeddings, so that the rule is small where a host pickles it.
-        self._predictor, self._candidates = _tabulated(predictor, candidates)
-        self._rows = {pair: row for row, pair in enumerate(self._pairs)}
+        self._predictor, self._candidates = tabulated(predictor, candidates)
         first = self._starting(predictor, candidates)
         self._start_rule = self._ours(self._ordered(first, self._first_priorities()), {})
         self._thetas: dict[str, FloatArray] = {}
@@ -173,7 +162,7 @@ class LearningRule:
         ValueError
             If `transfers` lacks a column.
         """
-        measured = _measured(transfers)
+        measured = measured_transfers(transfers)
         if not len(measured):
             return self._start_rule
         try:
@@ -221,23 +210,20 @@ class LearningRule:
                 "scores must be a DataFrame with the columns source, target and score, such as "
                 f"score_pairs() makes, but got {scores!r}."
             )
-        order = scored_too(self._candidates, self._columns, _SCORE, scores)
+        candidates = self._candidates
+        order = scored_too(candidates.table, candidates.columns, SCORE, scores)
         refined = copy.copy(self)
         refined.unknown_pairs, refined._thetas, refined._warned = set(), {}, False
         refined.scoring_seconds = self.scoring_seconds + table_seconds(scores)
-        refined._candidates = self._candidates.assign(**{_SCORE: order})
+        refined._candidates = candidates.with_features(order.to_frame(SCORE))
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 
         refined._predictor = clone(self._predictor)
-        columns = dict.fromkeys([_SCORE, *self._predictor.feature_columns])
+        columns = dict.fromkeys([SCORE, *self._predictor.feature_columns])
         refined._predictor.set_params(feature_columns=[*columns])
-        pairs = self._candidates[self._columns]
-        first = EliminationRule.fraction(
-            Ordered(dict(zip(self._pairs, order, strict=True)), self._columns),
-            self.start,
-            pairs=pairs,
-        )
+        ordered = Ordered(order.to_numpy(), candidates.tasks, candidates.columns)
+        first = EliminationRule.fraction(ordered, self.start, pairs=candidates.pairs)
         refined._start_rule = refined._ours(
             refined._ordered(first, refined._first_priorities()), {}
         )
@@ -249,52 +235,51 @@ class LearningRule:
         rule.scoring_seconds = self.scoring_seconds
         return rule
 
-    def _starting(self, predictor: TransferPredictor, pairs: pd.DataFrame) -> EliminationRule:
+    def _starting(self, predictor: TransferPredictor, candidates: Candidates) -> EliminationRule:
         if predictor.embeddings:
-            return EliminationRule.fraction(predictor, self.start, pairs=pairs)
+            return EliminationRule.fraction(predictor, self.start, pairs=candidates.table)
         return self._all_kept("no embeddings, and too few transfers to learn from: kept")
 
     def _all_kept(self, reason: str) -> EliminationRule:
-        kept = {pair: Decision(False, math.nan, math.nan, reason) for pair in self._pairs}
-        return EliminationRule(kept, {})
+        return EliminationRule(self._candidates.decided([reason], {}), {})
 
     def _ordered(self, rule: EliminationRule, priorities: FloatArray) -> EliminationRule:
         """Make a rule that decides like another one and has these priorities."""
-        priority = dict(zip(self._pairs, priorities.tolist(), strict=True))
-        pairs = rule.table()[_PAIR].itertuples(index=False, name=None)
-        return EliminationRule(
-            {pair: replace(rule.decide(*pair), priority=priority[pair]) for pair in pairs}, {}
-        )
+        ordered = Decisions.of(rule.decisions).with_priority(priorities[self._candidates.order()])
+        return EliminationRule(ordered, {})
 
     def _first_priorities(self) -> FloatArray:
         """Order pairs before anything was measured: by the attribution score, if there is one."""
-        if _SCORE not in self._predictor.feature_columns:
-            return np.ones(len(self._pairs))
+        candidates = self._candidates
+        if SCORE not in self._predictor.feature_columns:
+            return np.ones(len(candidates.table))
         from transfer_pruner.predictor.process import SCORE_WEIGHT
 
-        score = self._candidates[_SCORE].astype(float)
-        within = score - score.groupby(self._candidates[self._columns[1]]).transform("mean")
+        score = candidates.table[SCORE].astype(float)
+        within = score - score.groupby(candidates.target).transform("mean")
         spread = float(within.std(ddof=0))
         standard = (within / (spread if spread > 0 else 1.0)).fillna(0.0).to_numpy()
         return expected_improvement(SCORE_WEIGHT * standard, 1.0)
 
-    def _fitted(self, measured: pd.DataFrame) -> TransferPredictor:
+    def _rows_of(self, measured: pd.DataFrame) -> NDArray[np.int64]:
+        """Find the candidates that were measured; -1 where a pair is none of them."""
+        first, order = Decisions.of(self._start_rule.decisions), self._candidates.order()
+        found = map(first.row, measured["source"], measured["target"])
+        return np.array([-1 if row is None else order[row] for row in found], dtype=np.int64)
+
+    def _fitted(self, measured: pd.DataFrame, rows: NDArray[np.int64]) -> TransferPredictor:
         """Fit a clone to transfers; its variances are those of the last fixed count of them."""
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 
-        rows = [
-            self._rows.get(pair, -1) for pair in zip(*(measured[x] for x in _PAIR), strict=True)
-        ]
-        known = self._candidates.reindex(rows).reset_index(drop=True)
-        known[self._columns] = measured[_PAIR].to_numpy()
+        known = self._candidates.known(rows, measured)
 
         def fit(count: int, theta: FloatArray | None) -> TransferPredictor:
             fitted: TransferPredictor = clone(self._predictor)
             gains = measured["gain"].iloc[:count]
             with unlogged():
                 return fitted.fit(
-                    known.iloc[:count], gains, candidates=self._candidates, theta=theta
+                    known.iloc[:count], gains, candidates=self._candidates.table, theta=theta
                 )
 
         fixed = _fixed_count(len(measured))
@@ -310,113 +295,25 @@ class LearningRule:
         return fit(len(measured), self._thetas[digest])
 
     def _learnt(self, measured: pd.DataFrame) -> EliminationRule:
-        columns = self._columns
-        fitted = self._fitted(measured)
-        mean, std = fitted.predict(self._candidates, return_std=True)
-        table = self._candidates[columns].set_axis(_PAIR, axis=1)
-        table["score"], table["std"] = finite_or_nan(mean), std
-        table["priority"] = expected_improvement(
-            mean, std, table["target"].map(_best_so_far(measured)).fillna(0.0)
-        )
+        candidates, rows = self._candidates, self._rows_of(measured)
+        fitted = self._fitted(measured, rows)
+        mean, std = fitted.predict(candidates.table, return_std=True)
+        best = np.nan_to_num(candidates.by_target(best_so_far(measured)))
+        priority = expected_improvement(mean, std, best)
         if len(measured) < self._first or measured["target"].nunique() < self.min_targets:
-            return self._ordered(self._start_rule, table["priority"].to_numpy())
-        table["probability"] = probability_to_exceed(table["score"], std)
-        table = ranked(table)
-        means = measured.groupby(_PAIR)["gain"].mean()
-        best = means.groupby("target").max()
-        table["best"] = table["target"].map(best)
-        table["chance"] = probability_to_exceed(
-            table["score"], table["std"], table["best"].fillna(0).clip(lower=0)
+            return self._ordered(self._start_rule, priority)
+        said = decisions(
+            candidates, measured, rows, finite_or_nan(mean), std, priority, self.min_probability
         )
-        average = table[_PAIR].join(means, on=_PAIR)["gain"]
-        table["is_best"] = (average == table["best"]) & (average > 0)
-        pairs = zip(table["source"], table["target"], strict=True)
-        rows = table.itertuples(index=False)
-        return EliminationRule(
-            {
-                pair: self._decision(row, len(measured))
-                for pair, row in zip(pairs, rows, strict=True)
-            },
-            {},
-        )
+        return EliminationRule(said, {})
 
     @property
     def _first(self) -> int:
         return self.refit_every if self.refit_every > 1 else _FIRST
 
-    def _decision(self, row: Any, n_transfers: int) -> Decision:
-        learnt = f"learnt from {n_transfers} transfers"
-        if math.isnan(row.score):
-            return Decision(False, math.nan, math.nan, f"no score: kept; {learnt}")
-        what = (
-            f"the best of {row.best:.3f} measured for {row.target}"
-            if row.best > 0
-            else f"the single-task baseline of {row.target}"
-        )
-        likely = row.chance >= self.min_probability
-        reason = (
-            f"predicted gain {row.score:.3f}; exceeds {what} with probability {row.chance:.2g} "
-            f"({'at least' if likely else 'below'} {self.min_probability:g})"
-        )
-        eliminated = False
-        if row.is_best:
-            reason = f"the best of {row.best:.3f} measured for {row.target}: kept"
-        elif math.isnan(row.best) and row.rank == 1:
-            reason += f"; rank 1 of {row.candidates} for a target not measured yet: kept"
-        else:
-            eliminated = not likely
-        reason = f"{reason}; {learnt}; priority {round(row.priority, 6):.2g}"
-        return Decision(eliminated, row.score, row.probability, reason, row.priority)
-
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")
         return f"LearningRule({settings})"
-
-
-def _tabulated(
-    predictor: TransferPredictor, candidates: pd.DataFrame
-) -> tuple[TransferPredictor, pd.DataFrame]:
-    """Turn embeddings into columns of the candidate pairs: the predictor learns the same."""
-    from sklearn.base import clone
-
-    slim = clone(predictor)
-    if not predictor.embeddings:
-        return slim, candidates
-    from transfer_pruner.predictor.design import alike_tasks
-
-    source, target = task_columns(predictor)
-    features = pair_features(
-        candidates,
-        predictor.embeddings,
-        predictor.target_embeddings,
-        source=source,
-        target=target,
-    )
-    slim.set_params(
-        embeddings=None,
-        target_embeddings=None,
-        feature_columns=[*features.columns, *predictor.feature_columns],
-        similarity=alike_tasks(
-            predictor.similarity, predictor.embeddings, predictor.target_embeddings
-        ),
-    )
-    return slim, pd.concat([candidates, features], axis=1)
-
-
-def _candidates(predictor: TransferPredictor, pairs: pd.DataFrame | None) -> pd.DataFrame:
-    """Take the candidate pairs once each, with the predictor's columns and no others."""
-    table = candidate_pairs(predictor, pairs)
-    columns = task_columns(predictor)
-    features = list(predictor.feature_columns)
-    missing = [feature for feature in features if feature not in table]
-    if missing:
-        raise ValueError(
-            f"pairs lacks {missing[0]!r}, which the predictor's feature_columns names: pass pairs= "
-            "with a value of it for every candidate pair."
-        )
-    keys = zip(*(table[column] for column in columns), strict=True)
-    ordered = table.loc[[not is_baseline(*key) for key in keys], [*columns, *features]]
-    return ordered.drop_duplicates(columns, ignore_index=True)
 
 
 def _fixed_count(count: int) -> int:
@@ -426,38 +323,3 @@ def _fixed_count(count: int) -> int:
     while following <= count:
         fixed, following = following, following * 3 // 2
     return fixed
-
-
-def _best_so_far(measured: pd.DataFrame) -> pd.Series:
-    """Take every target's best gain so far: what the next trial has to exceed."""
-    return measured.groupby("target")["gain"].max().clip(lower=0.0)
-
-
-def _measured(transfers: pd.DataFrame | None) -> pd.DataFrame:
-    """Take what can be learnt from: source, target and a finite gain.
-
-    Where scores and baselines are told, a gain is that over the target's best baseline. Over the
-    baseline of its own hyperparameters a trial gains most where training alone fails, which brings
-    the target's best no further.
-    """
-    columns = [*_PAIR, "gain"]
-    if transfers is None:
-        return pd.DataFrame(columns=columns)
-    missing = [column for column in columns if column not in transfers]
-    if missing:
-        raise ValueError(
-            f"transfers lacks the column {missing[0]!r}; it has: "
-            f"{', '.join(map(str, transfers.columns)) or 'none'}."
-        )
-    gains = transfers["gain"].to_numpy(dtype=float)
-    keys = zip(transfers["source"], transfers["target"], strict=True)
-    usable = np.isfinite(gains) & np.array([not is_baseline(*key) for key in keys], dtype=bool)
-    more = [column for column in ("score", "baseline") if column in transfers]
-    table: pd.DataFrame = transfers.loc[usable, [*columns, *more]].reset_index(drop=True)
-    sources, targets = pair_columns(table)
-    table = table.assign(source=sources, target=targets)
-    table = table.astype(dict.fromkeys(["gain", *more], float))
-    if len(more) == 2:
-        over_best = table["score"] - table.groupby("target")["baseline"].transform("max")
-        table["gain"] = over_best.where(np.isfinite(over_best), table["gain"])
-    return table

@@ -36,28 +36,25 @@ class Predictor(Protocol):
 
 
 class Ordered:
-    """Candidate pairs with a score each, as what they are ranked by.
+    """Scores of candidate pairs, as what they are ranked by.
 
     Parameters
     ----------
-    scores : mapping of (source, target) to float
+    scores : array of shape (n_pairs,)
+        Of the pairs that are asked for, in their order.
+    tasks : sequence of str
     columns : sequence of two str
         Of source and target in tables of pairs.
     """
 
-    def __init__(self, scores: Mapping[tuple[str, str], float], columns: Sequence[str]) -> None:
+    def __init__(self, scores: FloatArray, tasks: Sequence[str], columns: Sequence[str]) -> None:
         self._scores = scores
+        self.tasks = list(tasks)
         self.source_column, self.target_column = columns
 
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks."""
-        return sorted({task for pair in self._scores for task in pair})
-
     def predict(self, pairs: pd.DataFrame) -> FloatArray:
-        """Look the scores up."""
-        named = pairs[[self.source_column, self.target_column]]
-        return np.array([self._scores[pair] for pair in named.itertuples(index=False, name=None)])
+        """Say the scores."""
+        return self._scores
 
     def predict_proba(self, pairs: pd.DataFrame) -> FloatArray:
         """Say nothing of probabilities."""

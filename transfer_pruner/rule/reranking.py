@@ -110,7 +110,7 @@ def scored_too(
         raise ValueError(f"scores holds no score of any of the rule's {len(proxy)} pairs.")
 
     def standard(values: pd.Series) -> pd.Series:
-        within = values.groupby(candidates[target])
+        within = values.groupby(candidates[target], observed=True)
         spread = within.transform("std", ddof=0)
         return (values - within.transform("mean")) / spread.where(spread > 0, 1.0)
 

@@ -41,6 +41,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 def fingerprint(decisions: Decisions, settings: str) -> str:
     """SHA-256 of decisions and settings, whatever the decisions were made of."""
+    decisions = decisions.spelled_out()
     digest = hashlib.sha256(json.dumps([settings, decisions.tasks, decisions.whys]).encode())
     for name, column in decisions.columns.items():
         digest.update(f"{name} {column.dtype.str}".encode())

@@ -4,7 +4,9 @@ import math
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,8 @@ from transfer_pruner import (
 )
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.probability import expected_improvement, probability_to_exceed
+from transfer_pruner.rule.candidates import Candidates
+from transfer_pruner.rule.learnt import decisions
 
 TASKS = [f"t{i:02d}" for i in range(12)]
 PAIRS = ordered_pairs(TASKS)
@@ -405,3 +409,62 @@ def test_what_are_no_proxy_scores_is_refused(embeddings: dict[str, TaskEmbedding
     with pytest.warns(TransferPrunerWarning, match="names 1 of 7 tasks .*: 'gossip'"):
         more = pd.DataFrame({"source": ["gossip"], "target": ["news"]})
         rule.refine(pd.concat([pairs, more]).assign(score=1.0))
+
+
+def test_reasons_of_very_many_pairs_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    world = a_world()
+    world["gain"] -= 0.05
+    rule = LearningRule(TransferPredictor(), pairs=PAIRS)
+    for measured in (world[:40], world[world["target"] > "t02"], world[:12]):
+        learnt = rule.refitted(measured)
+        one_by_one = EliminationRule(dict(learnt.decisions), learnt.settings)
+        assert len(learnt.decisions.whys) <= 6  # type: ignore[attr-defined]
+        assert len(one_by_one.decisions.whys) >= len(learnt.decisions.whys)  # type: ignore[attr-defined]
+        assert one_by_one.fingerprint == learnt.fingerprint
+        learnt.save(tmp_path)
+        copied = pickle.loads(pickle.dumps(learnt))  # noqa: S301
+        for other in (one_by_one, EliminationRule.load(tmp_path), copied):
+            pd.testing.assert_frame_equal(other.table(), learnt.table())
+            assert other.fingerprint == learnt.fingerprint
+        refined = learnt.refine(PAIRS.assign(score=np.arange(len(PAIRS))), k=2)
+        assert (
+            refined.fingerprint
+            == one_by_one.refine(PAIRS.assign(score=np.arange(len(PAIRS))), k=2).fingerprint
+        )
+
+
+def test_a_rule_of_very_many_pairs_is_small_and_made_at_once() -> None:
+    tasks = [f"task-{i:03}" for i in range(150)]
+    pairs = ordered_pairs(tasks).assign(attribution_score=np.linspace(0, 1, 22_350))
+    predictor = TransferPredictor(feature_columns=["attribution_score"])
+    measured = pairs[::900].assign(gain=np.linspace(-0.1, 0.1, 25))[["source", "target", "gain"]]
+    rule = LearningRule(predictor, pairs=pairs)
+    # A million pairs would take 20 MB and 300 while the rule is made.
+    few = 300_000
+    assert len(pickle.dumps(rule)) < 20 * len(pairs) + few
+    tracemalloc.start()
+    try:
+        LearningRule(predictor, pairs=pairs)
+        assert tracemalloc.get_traced_memory()[1] < 300 * len(pairs) + few
+        tracemalloc.reset_peak()
+        assert len(pickle.dumps(rule.refitted(measured))) < 40 * len(pairs)
+        # The blocks of the posterior, and what a refit holds of every pair.
+        assert tracemalloc.get_traced_memory()[1] < 8e6 + 500 * len(pairs)
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_cannot_be_told_of_a_pair_is_kept() -> None:
+    candidates = Candidates.of(TransferPredictor(), PAIRS)
+    measured = a_world()[:30]
+    n = len(PAIRS)
+    said = decisions(
+        candidates,
+        measured,
+        np.zeros(30, dtype=int),
+        np.full(n, -1.0),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
+        0.05,
+    )
+    assert not said.columns["eliminated"].any()
