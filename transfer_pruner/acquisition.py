@@ -51,6 +51,18 @@ def suggest_pairs(
     ------
     ValueError
         If a parameter is out of range or no pair is left.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TransferPredictor, suggest_pairs
+    >>> from transfer_pruner.pairs import ordered_pairs
+    >>> tasks = ["news", "advice", "weather"]
+    >>> pairs = ordered_pairs(tasks)
+    >>> predictor = TransferPredictor().fit(pairs.head(2), [0.04, -0.03])
+    >>> suggest_pairs(predictor, 2, pairs=pairs)[["source", "target"]]
+      source   target
+    0   news   advice
+    1   news  weather
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1 pair but got {budget}.")

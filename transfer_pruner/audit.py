@@ -40,6 +40,18 @@ class AuditEstimate:
         Level of the intervals.
     audit_seconds : float
         Wall-clock seconds that all audit trials took, measured.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, estimate_audit
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "weather", "news", "trained", 62.0, value=0.63, audit=True),
+    ...     TrialRecord(2, "rescue", "news", "eliminated", 0.0),
+    ... ]
+    >>> print(estimate_audit(records).headline())
+    1 of 1 audit trials beat every kept trial of their target: false-elimination rate 100.0%,
+    90% interval 5.0% to 100.0%; mean gain missed 0.0200.
     """
 
     trials_eliminated: int
@@ -99,6 +111,18 @@ def estimate_audit(
     ValueError
         If `confidence` is out of range, a missed gain exceeds `max_gain`, or the records disagree
         on whether a higher value is better.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, estimate_audit
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "weather", "news", "trained", 62.0, value=0.63, audit=True),
+    ...     TrialRecord(2, "rescue", "news", "eliminated", 0.0),
+    ... ]
+    >>> audit = estimate_audit(records)
+    >>> audit.trials_eliminated, audit.false_eliminations
+    (2, 1)
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")

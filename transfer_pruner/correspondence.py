@@ -29,6 +29,19 @@ def correspondence(
     layer : str
     embeddings, target_embeddings
         As for `pair_features`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.pairs import correspondence
+    >>> examples = np.random.default_rng(0).normal(size=(20, 8))
+    >>> embeddings = {
+    ...     task: TaskEmbedding(task, {"last": x[0]}, {"examples/last": x}, {"probe": "same"})
+    ...     for task, x in {"news": examples, "advice": 2 * examples}.items()
+    ... }
+    >>> round(correspondence("last", embeddings), 2)
+    1.0
     """
     totals: list[dict[tuple[int, ...], FloatArray]] = [{}, {}]
     counts: list[dict[tuple[int, ...], int]] = [{}, {}]

@@ -48,6 +48,12 @@ class Check:
     found : str
     advice : str
         What to do; empty if nothing.
+
+    Examples
+    --------
+    >>> from transfer_pruner.doctor import Check
+    >>> Check("rule/", "broken", "no rule.json", "save the rule there").status
+    'broken'
     """
 
     name: str
@@ -57,7 +63,14 @@ class Check:
 
 
 def check_packages(distribution: str = DISTRIBUTION) -> list[Check]:
-    """Compare Python and the installed packages with the ranges that a distribution asks for."""
+    """Compare Python and the installed packages with the ranges that a distribution asks for.
+
+    Examples
+    --------
+    >>> from transfer_pruner.doctor import check_packages
+    >>> [check.name for check in check_packages() if check.name == "numpy"]
+    ['numpy']
+    """
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
@@ -102,7 +115,14 @@ def check_packages(distribution: str = DISTRIBUTION) -> list[Check]:
 
 
 def check_torch() -> Check:
-    """Tell whether torch loads and sees a GPU, in a process of its own: it may crash."""
+    """Tell whether torch loads and sees a GPU, in a process of its own: it may crash.
+
+    Examples
+    --------
+    >>> from transfer_pruner.doctor import check_torch
+    >>> check_torch().name
+    'GPU'
+    """
     try:
         metadata.version("torch")
     except metadata.PackageNotFoundError:
@@ -133,6 +153,14 @@ def check_storage(storage: str, list_studies: Callable[[str], Sequence[str]]) ->
         Storage URL, or a journal file.
     list_studies : callable of the storage
         Names its studies, as ``optuna.get_all_study_names`` does.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner.doctor import check_storage
+    >>> study = optuna.create_study(storage="sqlite:///study.db", study_name="news")
+    >>> check_storage("sqlite:///study.db", optuna.get_all_study_names).found
+    'holds news'
     """
     name = f"storage {without_password(storage)}"
     missing = missing_sqlite(storage)
@@ -153,7 +181,14 @@ def check_storage(storage: str, list_studies: Callable[[str], Sequence[str]]) ->
 
 
 def check_tracking(uri: str, timeout: float = 3.0) -> Check:
-    """Tell whether an MLflow server answers within a few seconds, or its database is there."""
+    """Tell whether an MLflow server answers within a few seconds, or its database is there.
+
+    Examples
+    --------
+    >>> from transfer_pruner.doctor import check_tracking
+    >>> check_tracking("http://127.0.0.1:9", timeout=0.1).status
+    'broken'
+    """
     name = f"tracking {without_password(uri)}"
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
@@ -175,6 +210,12 @@ def check_models(directory: str | os.PathLike[str]) -> list[Check]:
 
     That is: a trained classifier in safetensors with its tokenizer, which needs no code of its own.
     Each is loaded; what is not on this machine is not fetched.
+
+    Examples
+    --------
+    >>> from transfer_pruner.doctor import check_models
+    >>> [check.status for check in check_models("no-such-folder")]
+    ['broken']
     """
     name = f"models {directory}"
     try:
@@ -203,7 +244,18 @@ def check_models(directory: str | os.PathLike[str]) -> list[Check]:
 
 
 def check_embeddings(directory: str | os.PathLike[str]) -> tuple[list[Check], list[str]]:
-    """Tell whether task embeddings load and can be compared; name their tasks."""
+    """Tell whether task embeddings load and can be compared; name their tasks.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding, save_embeddings
+    >>> from transfer_pruner.doctor import check_embeddings
+    >>> embeddings = [TaskEmbedding(task, {"last": [0.5, -0.2]}) for task in ("news", "advice")]
+    >>> save_embeddings(embeddings, "embeddings")
+    >>> checks, tasks = check_embeddings("embeddings")
+    >>> tasks
+    ['advice', 'news']
+    """
     from transfer_pruner.embedding import load_embeddings
 
     name = f"embeddings {directory}"
@@ -218,7 +270,16 @@ def check_embeddings(directory: str | os.PathLike[str]) -> tuple[list[Check], li
 
 
 def explained(name: str, embeddings: Mapping[str, TaskEmbedding]) -> list[Check]:
-    """List the task embeddings that explain nothing, or little, of what their models answer."""
+    """List the task embeddings that explain nothing, or little, of what their models answer.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.doctor import explained
+    >>> embedding = TaskEmbedding("news", {"last": [0.0, 0.0]}, {"output_changes": [0.4, 0.6]})
+    >>> [check.status for check in explained("embeddings", {"news": embedding})]
+    ['broken']
+    """
     from transfer_pruner.embedding import EXAMPLES, GAPS, LARGEST_GAP, WHOLE
 
     silent, wide = [], {}
@@ -248,7 +309,17 @@ def explained(name: str, embeddings: Mapping[str, TaskEmbedding]) -> list[Check]
 
 
 def compared(name: str, embeddings: Mapping[str, TaskEmbedding]) -> list[Check]:
-    """List what keeps task embeddings from being compared with each other."""
+    """List what keeps task embeddings from being compared with each other.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.doctor import compared
+    >>> layers = {"news": "encoder.0", "advice": "block.0"}
+    >>> embeddings = {task: TaskEmbedding(task, {layer: [1.0]}) for task, layer in layers.items()}
+    >>> [check.status for check in compared("embeddings", embeddings)]
+    ['broken']
+    """
     sides: tuple[tuple[str, Callable[[TaskEmbedding], object], Status, str], ...] = (
         (
             "probe examples",
@@ -298,6 +369,14 @@ def check_rule(directory: str | os.PathLike[str], tasks: Sequence[str]) -> list[
     directory : path
     tasks : sequence of str
         Those that are embedded; none if that is not known.
+
+    Examples
+    --------
+    >>> from transfer_pruner import Decision, EliminationRule
+    >>> from transfer_pruner.doctor import check_rule
+    >>> EliminationRule({("advice", "news"): Decision(False, 0.9, 0.8, "rank 1")}, {}).save("rule")
+    >>> [check.status for check in check_rule("rule", ["news", "advice"])]
+    ['ok']
     """
     from transfer_pruner.rule.elimination import EliminationRule
 

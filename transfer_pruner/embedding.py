@@ -80,6 +80,15 @@ class TaskEmbedding:
     ValueError
         If the name is empty, there is no vector, a vector is not one-dimensional, or a value is
         NaN or infinite.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> embedding = TaskEmbedding("news", {"encoder.0": [0.5, -0.2, 0.1]})
+    >>> embedding.layers
+    ('encoder.0',)
+    >>> embedding.vectors["encoder.0"]
+    array([ 0.5, -0.2,  0.1], dtype=float32)
     """
 
     name: str
@@ -166,6 +175,12 @@ def save_embeddings(embeddings: Iterable[TaskEmbedding], directory: str | os.Pat
     ------
     ValueError
         If two embeddings have the same name; nothing is written then.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding, save_embeddings
+    >>> embeddings = [TaskEmbedding(task, {"last": [0.5, -0.2]}) for task in ("news", "advice")]
+    >>> save_embeddings(embeddings, "embeddings")
     """
     embeddings = list(embeddings)
     names = [embedding.name for embedding in embeddings]
@@ -198,6 +213,13 @@ def load_embeddings(directory: str | os.PathLike[str]) -> dict[str, TaskEmbeddin
     ValueError
         If a file is truncated or is not a task embedding, the message names it; or if two files
         hold the same task and neither has the name that `save_embeddings` gave it.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding, load_embeddings, save_embeddings
+    >>> save_embeddings([TaskEmbedding("news", {"last": [0.5, -0.2]})], "embeddings")
+    >>> load_embeddings("embeddings")["news"].vectors["last"]
+    array([ 0.5, -0.2], dtype=float32)
     """
     directory = Path(directory)
     if not directory.is_dir():

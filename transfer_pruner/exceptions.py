@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class TransferPrunerWarning(UserWarning):
-    """Something was kept, skipped or left out that the user may not expect."""
+    """Something was kept, skipped or left out that the user may not expect.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from transfer_pruner import TransferPrunerWarning
+    >>> warnings.simplefilter("error", TransferPrunerWarning)
+    """
 
 
 def some_of(names: Iterable[str], longest: int = 5) -> str:

@@ -56,6 +56,15 @@ def top_sources(
     ValueError
         If there is no embedding, two have the same name, the layers or widths of two tasks differ,
         a target has no embedding, or `k` or `block` is less than 1.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding, top_sources
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> tasks = [TaskEmbedding(task, {"last": vector}) for task, vector in vectors.items()]
+    >>> top_sources(tasks, k=1, targets=["news"])
+      target  source  rank     score
+    0   news  advice     1  0.948683
     """
     for parameter, value in (("k", k), ("block", block)):
         if not isinstance(value, int | np.integer) or value < 1:

@@ -68,7 +68,16 @@ def _name(task: Any) -> Any:
 
 
 def ordered_pairs(tasks: Sequence[str]) -> pd.DataFrame:
-    """List every ordered pair of two different tasks, columns source and target."""
+    """List every ordered pair of two different tasks, columns source and target.
+
+    Examples
+    --------
+    >>> from transfer_pruner.pairs import ordered_pairs
+    >>> ordered_pairs(["news", "advice"])
+       source  target
+    0  advice    news
+    1    news  advice
+    """
     names = np.array([*tasks, None], dtype=object)[:-1]
     source, target = np.tile(names, len(names)), np.repeat(names, len(names))
     two = source != target
@@ -110,6 +119,18 @@ def pair_features(
         One row a pair, with the index of `pairs`, and one float64 column ``"<feature>[<layer>]"``
         for each feature and layer, ``"change_correlation"`` and ``"attribution_score"``. NaN where
         it cannot be computed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import TaskEmbedding, pair_features
+    >>> vectors = {"news": [1.0, 0.0], "advice": [1.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> pairs = pd.DataFrame({"source": ["news", "advice"], "target": ["advice", "news"]})
+    >>> pair_features(pairs, embeddings)[["cosine[last]", "containment[last]"]].round(2)
+       cosine[last]  containment[last]
+    0          0.71                0.5
+    1          0.71                1.0
     """
     columns, terms = _features(*pair_columns(pairs, source, target), embeddings, target_embeddings)
     columns["attribution_score"] = _total(terms, len(pairs))
@@ -140,6 +161,17 @@ def attribution_score(
     array of shape (n_pairs,)
         Higher is better; only the order within a target means something. NaN where a task has no
         embedding or the two have no layer in common.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.pairs import attribution_score
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> attribution_score(pairs, embeddings).round(2)
+    array([0.95, 0.  ])
     """
     features = pair_features(pairs, embeddings, target_embeddings, source=source, target=target)
     return features["attribution_score"].to_numpy(dtype=float)
@@ -162,6 +194,19 @@ def attribution_terms(
         layer has: ``"cka[<layer>]"``, ``"log source_rank[<layer>]"`` and ``"change_correlation"``,
         or ``"cosine[<layer>]"``, weighted as they are in the score. 0 for a layer that the pair
         lacks; NaN in the whole row where the score is.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.pairs import attribution_terms
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> attribution_terms(pairs, embeddings).round(2)
+       cosine[last]
+    0          0.95
+    1          0.00
     """
     _, terms = _features(*pair_columns(pairs, source, target), embeddings, target_embeddings)
     return pd.DataFrame(terms, index=pairs.index)
@@ -188,6 +233,17 @@ def source_popularity(
     -------
     array of shape (n_pairs,)
         In units of the gain; NaN for a source without measured transfers to other targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from transfer_pruner.pairs import source_popularity
+    >>> measured = pd.DataFrame(
+    ...     {"source": ["news", "advice"], "target": ["weather", "weather"], "gain": [0.06, 0.02]}
+    ... )
+    >>> source_popularity(np.array(["news"]), np.array(["advice"]), measured).round(2)
+    array([0.02])
     """
     relative = measured["gain"] - measured.groupby("target")["gain"].transform("mean")
     cells = relative.groupby([measured["source"], measured["target"]]).agg(["sum", "count"])

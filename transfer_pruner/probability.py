@@ -29,6 +29,12 @@ def probability_to_exceed(
     -------
     array of shape (n_pairs,)
         NaN where the prediction or its spread is.
+
+    Examples
+    --------
+    >>> from transfer_pruner.probability import probability_to_exceed
+    >>> probability_to_exceed([0.02, 0.0, -0.02], std=0.02).round(2)
+    array([0.84, 0.5 , 0.16])
     """
     from scipy.special import ndtr
 
@@ -55,6 +61,12 @@ def expected_improvement(predicted: ArrayLike, std: ArrayLike, best: ArrayLike =
     -------
     array of shape (n_pairs,)
         In units of the gain; NaN where the prediction or its spread is.
+
+    Examples
+    --------
+    >>> from transfer_pruner.probability import expected_improvement
+    >>> expected_improvement([0.02, 0.0, -0.02], std=0.02).round(3)
+    array([0.022, 0.008, 0.002])
     """
     from scipy.special import ndtr
 

@@ -63,6 +63,14 @@ def probe_texts(
     ValueError
         If the file cannot be read, its lines are not of one length, a column is not there, or no
         text is left.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import probe_texts
+    >>> table = pd.DataFrame({"text": ["flood help", "storm", "storm"], "label": [1, 1, 0]})
+    >>> probe_texts(table, only={"label": 1}, n=2)
+    ['flood help', 'storm']
     """
     if n is not None and n < 1:
         raise ValueError(f"n must be at least 1, or None for all texts, but got {n}.")

@@ -71,6 +71,22 @@ def best_over_time_data(
         share_of_gain. Each line ends with a row at the search's end. The mean value is over all
         targets that have one in the end, from when they all do; the mean share over those with a
         gain, from the start.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import best_over_time_data
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> table = best_over_time_data(records)
+    >>> table.loc[~table["mean"], ["target", "trials", "value"]]
+      target  trials  value
+    0   news       1   0.61
+    2   news       2   0.66
+    4   news       2   0.66
     """
     records = list(records)
     sign = 1.0 if is_maximizing(records, maximize) else -1.0
@@ -131,6 +147,21 @@ def pairs_tried_data(
         joint, first_tried (the first trial of the pair that ran was the n-th of the search that
         did; NaN if none did), number (of that trial), trials_trained, trials_eliminated,
         trials_failed, highest_value, lowest_value (NaN where none was measured).
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import pairs_tried_data
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> pairs_tried_data(records)[["source", "target", "first_tried"]]
+        source target  first_tried
+    0            news          1.0
+    1   advice   news          2.0
+    2  weather   news          NaN
     """
     found: dict[tuple[str, str, bool], dict[str, Any]] = {}
     ran = 0
@@ -151,7 +182,14 @@ def pairs_tried_data(
 
 
 def is_milestone(count: int) -> bool:
-    """Whether what is dear is done again now: at every count to 10, then 18 in a power of ten."""
+    """Whether a costly step is due: at every count up to 10, then 18 times in each power of ten.
+
+    Examples
+    --------
+    >>> from transfer_pruner.progress import is_milestone
+    >>> [count for count in range(1, 31) if is_milestone(count)]
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 25, 30]
+    """
     return count <= 10 or count % (10 ** (len(str(count)) - 1) // 2) == 0
 
 

@@ -52,6 +52,13 @@ class TrialRecord:
 
     Source and target are named as `transfer_pruner.tasks.task_name` does; a source that is the
     target is None.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> record = TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66)
+    >>> record.source, record.target, record.value
+    ('advice', 'news', 0.66)
     """
 
     number: int

@@ -14,6 +14,12 @@ def cosine(a: ArrayLike, b: ArrayLike) -> float:
     r"""Cosine of two attribution vectors.
 
     :math:`\langle a, b \rangle / (|a| |b|)`, in [-1, 1], symmetric; 0 if one of them is 0.
+
+    Examples
+    --------
+    >>> from transfer_pruner.pairs import cosine
+    >>> round(cosine([1.0, 0.0], [1.0, 1.0]), 2)
+    0.71
     """
     a, b = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), TINY))
@@ -25,6 +31,12 @@ def containment(source: ArrayLike, target: ArrayLike) -> float:
     :math:`\sum_j \min(|s_j|, |t_j|) [s_j t_j > 0] / \sum_j |t_j|`, in [0, 1]. Directed: a source
     with large attributions contains a target with small ones, and not the other way round. 0 if
     the target's vector is 0.
+
+    Examples
+    --------
+    >>> from transfer_pruner.pairs import containment
+    >>> containment([1.0, 0.0], [1.0, 1.0]), containment([1.0, 1.0], [1.0, 0.0])
+    (0.5, 1.0)
     """
     s, t = np.asarray(source, dtype=float), np.asarray(target, dtype=float)
     shared = np.where(s * t > 0, np.minimum(np.abs(s), np.abs(t)), 0.0).sum()
@@ -37,6 +49,13 @@ def effective_rank(examples: ArrayLike) -> float:
     :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k` the share of singular value k squared, of
     the centred (n_probe, width) matrix; in [1, min(n_probe, width)], 1 if nothing varies. The
     entropy form is that of Roy and Vetterli (2007). High for a source that uses many features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from transfer_pruner.pairs import effective_rank
+    >>> round(effective_rank(np.eye(3)), 2), effective_rank(np.ones((3, 3)))
+    (2.0, 1.0)
     """
     power = np.linalg.svd(centred(examples), compute_uv=False) ** 2
     if power.sum() < TINY:
@@ -52,6 +71,15 @@ def linear_cka(source: ArrayLike, target: ArrayLike) -> float:
     probe examples, in [0, 1], symmetric (Kornblith et al. 2019, eq. 4; there of activations). It
     asks whether the examples that the attributions set apart are the same, so the neurons of the
     two models need not correspond. 0 if nothing varies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from transfer_pruner.pairs import linear_cka
+    >>> s = np.random.default_rng(0).normal(size=(20, 3))
+    >>> turned = s[:, ::-1] * 2
+    >>> round(linear_cka(s, turned), 2)
+    1.0
     """
     return float(unit_gram(source) @ unit_gram(target))
 

@@ -67,6 +67,21 @@ def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
     -------
     DataFrame
         One row a record, in their order: its attributes, as `TrialRecord` says, and joint.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.tables import trials_table
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> trials_table(records)[["number", "target", "outcome", "seconds"]]
+       number target     outcome  seconds
+    0       0   news     trained     60.0
+    1       1   news     trained     64.0
+    2       2   news  eliminated      0.0
     """
     names = [field.name for field in fields(TrialRecord)]
     rows = [
@@ -93,6 +108,21 @@ def pairs_table(records: Iterable[TrialRecord], *, maximize: bool | None = None)
         target, decision, score, probability, priority, reason (what was last said of the pair),
         trials, trials_trained, trials_eliminated, trials_audited (of the trained ones),
         trials_failed, mean_gain, highest_value, lowest_value, seconds (all measured), joint.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.report import pairs_table
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> pairs_table(records)[["source", "target", "decision", "mean_gain"]].round(2)
+        source target              decision  mean_gain
+    0            news  single-task baseline        NaN
+    1   advice   news                  kept       0.05
+    2  weather   news            eliminated        NaN
     """
     records = sorted(records, key=lambda record: record.number)
     trials = trials_table(records)
@@ -148,6 +178,19 @@ def measured_gains(records: Iterable[TrialRecord], *, maximize: bool | None = No
         baseline trial: number, source (of a joint trial all of them in one cell), target, gain,
         score, probability, seconds, audit, joint. If there is none,
         ``table.attrs["why_empty"]`` says why.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import measured_gains
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> measured_gains(records)[["source", "target", "gain"]].round(2)
+       source target  gain
+    0  advice   news  0.05
     """
     records = list(records)
     better = is_maximizing(records, maximize)
@@ -205,6 +248,21 @@ def savings_over_time_data(
     ------
     ValueError
         If `checkpoints` is below 1.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import savings_over_time_data
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> savings_over_time_data(records)[["trials", "seconds_spent", "estimated_seconds_saved"]]
+       trials  seconds_spent  estimated_seconds_saved
+    0       1           60.0                      0.0
+    1       2          124.0                      0.0
+    2       3          124.0                     62.0
     """
     if checkpoints < 1:
         raise ValueError(f"checkpoints must be a whole number from 1 but got {checkpoints}.")
@@ -262,6 +320,20 @@ def calibration_curve_data(
     ------
     ValueError
         If `bins` is below 1, or `confidence` out of range.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import calibration_curve_data
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, 0.66, score=0.04, probability=0.9),
+    ...     TrialRecord(2, "weather", "news", "trained", 64.0, 0.58, score=-0.01, probability=0.4),
+    ... ]
+    >>> calibration_curve_data(records, bins=2)[["predicted", "pairs", "positive"]]
+       predicted  pairs  positive
+    0        0.4      1         0
+    1        0.9      1         1
     """
     if bins < 1:
         raise ValueError(f"bins must be a whole number from 1 but got {bins}.")
@@ -302,6 +374,20 @@ def predicted_and_measured_data(
     DataFrame
         source, target, predicted, probability, gain, trials, audit (whether one of its trials ran
         though the pair was eliminated).
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import predicted_and_measured_data
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, 0.66, score=0.04, probability=0.9),
+    ...     TrialRecord(2, "weather", "news", "trained", 64.0, 0.58, score=-0.01, probability=0.4),
+    ... ]
+    >>> predicted_and_measured_data(records)[["source", "predicted", "gain"]].round(2)
+        source  predicted  gain
+    0   advice       0.04  0.05
+    1  weather      -0.01 -0.03
     """
     pairs = _foretold(records, maximize)
     pairs = pairs[np.isfinite(pairs["predicted"])]
@@ -336,6 +422,16 @@ def rank_correlations(pairs: pd.DataFrame, predicted: str = "predicted") -> tupl
     over_all, within : float, Series
         Over all pairs, and of each target with three pairs or more: two are always in perfect order
         or in its reverse. NaN, and left out, where all are alike.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.tables import rank_correlations
+    >>> gains = [0.05, 0.01, -0.02]
+    >>> pairs = pd.DataFrame({"target": "news", "predicted": [3, 2, 1], "gain": gains})
+    >>> over_all, within = rank_correlations(pairs)
+    >>> bool(over_all > 0.9)
+    True
     """
 
     def spearman(rows: pd.DataFrame) -> float:

@@ -99,6 +99,13 @@ class PairParams:
     ------
     ValueError
         If `source_param` names no parameter.
+
+    Examples
+    --------
+    >>> from transfer_pruner import PairParams
+    >>> params = PairParams(source_param="aux", target="news")
+    >>> params.names_in({"aux": "advice", "lr": 0.01})
+    ('aux',)
     """
 
     source_param: SourceParam = "source"

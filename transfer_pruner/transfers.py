@@ -62,6 +62,18 @@ def transfers_from_records(
     ValueError
         If no trial with a source has a target with a baseline trial, or the records disagree on
         whether a higher value is better.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, transfers_from_records
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> transfers_from_records(records)[["source", "target", "gain", "baseline"]].round(2)
+       source target  gain  baseline
+    0  advice   news  0.05      0.61
     """
     records = list(records)
     sign = 1.0 if is_maximizing(records, maximize) else -1.0
@@ -142,6 +154,16 @@ def read_transfers(
     ------
     ValueError
         If it is no such file, a column is not there, a gain is no number or a target is missing.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.transfers import read_transfers
+    >>> table = pd.DataFrame({"aux": ["advice"], "main": ["news"], "gain": [0.05]})
+    >>> table.to_csv("transfers.csv", index=False)
+    >>> read_transfers("transfers.csv", source_column="aux", target_column="main")
+       source target  gain
+    0  advice   news  0.05
     """
     path = Path(path)
     table = _read(path)
@@ -191,6 +213,15 @@ def write_transfers(transfers: pd.DataFrame, path: str | os.PathLike[str]) -> No
     ------
     ValueError
         If the suffix is of another format.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.transfers import read_transfers, write_transfers
+    >>> table = pd.DataFrame({"source": ["advice"], "target": ["news"], "gain": [0.05]})
+    >>> write_transfers(table, "transfers.csv")
+    >>> read_transfers("transfers.csv")["gain"].tolist()
+    [0.05]
     """
     path = Path(path)
     if transfers_format(path) == "CSV":

@@ -32,6 +32,14 @@ class RankingTrust:
         How often such intervals cover.
     n_pairs, n_targets : int
         What it rests on: measured pairs of targets that have two or more, and those targets.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import ranking_trust
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> ranking_trust(pairs.assign(score=[3, 2, 1]), pairs.assign(gain=[0.01, 0.05, -0.02]))
+    RankingTrust(correlation=..., low=..., high=..., level=0.95, n_pairs=3, n_targets=1)
     """
 
     correlation: float
@@ -92,6 +100,15 @@ def ranking_trust(
     ------
     ValueError
         If a column is missing or `level` is out of range.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import ranking_trust
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> trust = ranking_trust(pairs.assign(score=[3, 2, 1]), pairs.assign(gain=[0.05, 0.01, -0.02]))
+    >>> round(trust.correlation, 2), trust.n_pairs
+    (1.0, 3)
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be above 0 and below 1 but got {level}.")

@@ -50,6 +50,19 @@ def log_rule(
     ------
     ValueError
         If `rule` is something else, or decides on no pair.
+
+    Examples
+    --------
+    >>> import mlflow
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_mlflow import log_rule
+    >>> mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> info = log_rule(EliminationRule.top_k(predictor, k=1, pairs=pairs))
+    >>> mlflow.pyfunc.load_model(info.model_uri).predict(pairs)["eliminated"].tolist()
+    [False, True]
     """
     import mlflow
     import pandas as pd

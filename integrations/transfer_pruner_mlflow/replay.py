@@ -47,6 +47,16 @@ class Synced:
     not_sent : tuple of str
         Spools, and files that belong to runs, that are not in MLflow yet: which, why, and what to
         do.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner_mlflow import SavingsTracker, sync
+    >>> with SavingsTracker("news", maximize=True, report=False) as tracker:
+    ...     tracker.record(TrialRecord(0, None, "news", "trained", 60.0, value=0.61))
+    >>> synced = sync(tracker.spool)
+    >>> synced.runs, synced.decisions, synced.not_sent
+    (1, 1, ())
     """
 
     runs: int
@@ -97,6 +107,15 @@ def sync(
     mlflow.exceptions.MlflowException
         If MLflow does not answer, after the retries that your environment asks for, or refuses a
         single spool for good: then the message says what to do.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner_mlflow import SavingsTracker, sync
+    >>> with SavingsTracker("news", maximize=True, report=False) as tracker:
+    ...     tracker.record(TrialRecord(0, None, "news", "trained", 60.0, value=0.61))
+    >>> sync(tracker.spool).points_sent
+    0
     """
     path = Path(spool)
     if not path.exists():

@@ -111,6 +111,17 @@ class SavingsTracker:
     -----
     A server that is down, hangs or fails costs one warning; what is spooled is sent when it answers
     again, by this tracker or by `sync`. Entering the context waits two seconds for MLflow at most.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner_mlflow import SavingsTracker
+    >>> with SavingsTracker("news", maximize=True, report=False) as tracker:
+    ...     tracker.record(TrialRecord(0, None, "news", "trained", 60.0, value=0.61))
+    ...     tracker.record(TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66))
+    ...     tracker.record(TrialRecord(2, "weather", "news", "eliminated", 0.0))
+    >>> tracker.savings().trials_eliminated
+    1
     """
 
     def __init__(

@@ -105,6 +105,22 @@ def autopilot(
     ------
     ValueError
         If a parameter is bad, or there is no pair to search.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transfer_pruner_optuna import autopilot
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> models = {
+    ...     task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    ...     for task in scores
+    ... }
+    >>> datasets = {"news": (torch.rand(40, 4), [0, 1] * 20)}
+    >>> def objective(trial):
+    ...     return scores[trial.suggest_categorical("source", list(scores))]
+    >>> study = autopilot(models, datasets, objective, n_trials=3, target="news")
+    >>> study.best_params
+    {'source': 'advice'}
     """
     folder = Path(folder)
     if n_trials is not None and n_trials < 1:

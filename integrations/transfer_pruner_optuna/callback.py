@@ -37,6 +37,26 @@ class TrackingCallback:
     source_param, target_param, target, objective_index
         As for `gate`. In a study with several objectives of which none is chosen there is no
         answer.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_optuna import TrackingCallback, TransferPruner
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> def objective(trial):
+    ...     source = trial.suggest_categorical("source", ["news", "advice"])
+    ...     if trial.should_prune():
+    ...         raise optuna.TrialPruned
+    ...     return {"news": 0.61, "advice": 0.66}[source]
+    >>> pruner = TransferPruner(rule, target="news")
+    >>> study = optuna.create_study(direction="maximize", pruner=pruner)
+    >>> study.optimize(objective, n_trials=3, callbacks=[TrackingCallback(target="news")])
+    >>> list(study.user_attrs["transfer_pruner.answer"]["targets"])
+    ['news']
     """
 
     def __init__(

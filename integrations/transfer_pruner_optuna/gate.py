@@ -109,6 +109,25 @@ def gate(
         target, or `audit_fraction` is no share; when a trial starts, if a LearningRule is to learn
         from a study with several objectives and none is chosen, if `target` is given and the
         objective suggests one too, or if several ranks of torch.distributed share the trial.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_optuna import gate
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> def objective(trial):
+    ...     return scores[trial.suggest_categorical("source", list(scores))]
+    >>> study = optuna.create_study(direction="maximize")
+    >>> for source in scores:
+    ...     study.enqueue_trial({"source": source})
+    >>> study.optimize(gate(objective, rule, target="news"), n_trials=3)
+    >>> [trial.state.name for trial in study.trials]
+    ['COMPLETE', 'COMPLETE', 'PRUNED']
     """
     if not callable(objective):
         raise ValueError(f"objective must be callable with a trial but got {objective!r}.")

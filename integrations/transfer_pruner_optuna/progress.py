@@ -64,6 +64,16 @@ def plot_best(
         If plotly is not installed.
     ValueError
         If `x` or `y` is neither of the two, or the study has several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import plot_best
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> plot_best(study, target="news").write_html("best.html", include_plotlyjs="cdn")
     """
     go = plotly()
     if x not in get_args(Horizontal):
@@ -135,6 +145,16 @@ def plot_tried(
         If plotly is not installed.
     ValueError
         If the study has several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import plot_tried
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> plot_tried(study, target="news").write_html("tried.html", include_plotlyjs="cdn")
     """
     go = plotly()
     pair_of = PairParams(source_param, target_param, target)

@@ -51,6 +51,27 @@ class TransferPruner(BasePruner):
         If `rule` is no rule, `wrapped_pruner` no pruner, `audit_fraction` no share, or
         `wrapped_pruner` is a HyperbandPruner: samplers look for one in ``study.pruner`` and would
         not find it. Keep it there and use `gate`.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_optuna import TransferPruner
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> def objective(trial):
+    ...     source = trial.suggest_categorical("source", ["advice", "weather"])
+    ...     if trial.should_prune():
+    ...         raise optuna.TrialPruned
+    ...     return 0.66
+    >>> pruner = TransferPruner(rule, target="news")
+    >>> study = optuna.create_study(direction="maximize", pruner=pruner)
+    >>> study.enqueue_trial({"source": "weather"})
+    >>> study.optimize(objective, n_trials=1)
+    >>> study.trials[0].state.name
+    'PRUNED'
     """
 
     def __init__(

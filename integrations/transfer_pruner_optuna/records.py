@@ -89,6 +89,18 @@ def records_from_study(
     ------
     ValueError
         If the study has no such objective, or `target` is given and the trials have a target too.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import records_from_study
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> records = records_from_study(study, target="news")
+    >>> sorted((str(record.source), record.value) for record in records)
+    [('None', 0.61), ('advice', 0.66), ('weather', 0.58)]
     """
     pair_of = PairParams(source_param, target_param, target)
     trials = study.get_trials(deepcopy=False)
@@ -129,6 +141,20 @@ def transfers_from_study(
     ValueError
         If the study has several objectives and none is chosen, or no complete trial with a source
         whose target has a baseline trial; the message names the parameters that the trials have.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import transfers_from_study
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> transfers = transfers_from_study(study, target="news")
+    >>> transfers.sort_values("source")[["source", "target", "gain"]].round(2)
+        source target  gain
+    0   advice   news  0.05
+    1  weather   news -0.03
     """
     trials = study.get_trials(deepcopy=False)
     pair_of = PairParams(source_param, target_param, target)

@@ -97,6 +97,23 @@ class TransferSampler(BaseSampler):
         pattern or callable, or `base_sampler` is a GridSampler or BruteForceSampler: redirected,
         they would train surviving pairs again and again. When a trial starts, if a LearningRule is
         to learn from a study with several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> from transfer_pruner_optuna import TransferSampler
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> def objective(trial):
+    ...     return scores[trial.suggest_categorical("source", list(scores))]
+    >>> sampler = TransferSampler(rule, optuna.samplers.RandomSampler(seed=0), target="news")
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(objective, n_trials=3)
+    >>> [trial.params["source"] for trial in study.trials]
+    ['news', 'advice', 'weather']
     """
 
     def __init__(

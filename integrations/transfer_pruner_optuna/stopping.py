@@ -64,6 +64,21 @@ class StopWhenSettled:
         If `rule` is no LearningRule, `tolerance` or `share` is negative or no number, or
         `source_param` is not one parameter's name. When a trial has finished, if a study has
         several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> from transfer_pruner_optuna import StopWhenSettled, TransferSampler
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> def objective(trial):
+    ...     return scores[trial.suggest_categorical("source", list(scores))]
+    >>> sampler = TransferSampler(rule, target="news")
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(objective, n_trials=20, callbacks=[StopWhenSettled(rule, target="news")])
     """
 
     def __init__(

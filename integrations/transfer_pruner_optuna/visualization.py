@@ -80,6 +80,21 @@ def plot_gains(
         If plotly is not installed.
     ValueError
         If the study has several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_optuna import plot_gains
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.min_gain(predictor, 0.0, pairs=pairs)
+    >>> plot_gains(study, rule, target="news").write_html("gains.html", include_plotlyjs="cdn")
     """
     go = plotly()
     pair_of = PairParams(source_param, target_param, target)
@@ -164,6 +179,16 @@ def plot_savings(
         If plotly is not installed.
     ValueError
         If `x` is neither of the two, or `confidence` out of range.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import plot_savings
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> plot_savings(study, target="news").write_html("savings.html", include_plotlyjs="cdn")
     """
     go = plotly()
     if x not in get_args(Horizontal):
@@ -265,6 +290,16 @@ def plot_pairs(
         If plotly is not installed.
     ValueError
         If the study has several objectives and none is chosen.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from transfer_pruner_optuna import plot_pairs
+    >>> scores = {"news": 0.61, "advice": 0.66, "weather": 0.58}
+    >>> sampler = optuna.samplers.BruteForceSampler()
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
+    >>> plot_pairs(study, target="news").write_html("pairs.html", include_plotlyjs="cdn")
     """
     go = plotly()
     pair_of = PairParams(source_param, target_param, target)

@@ -26,7 +26,7 @@ def embed_many(
     max_retries: int = 3,
     **settings: Any,
 ) -> dict[str, Path]:
-    """Embed text tasks from saved models on a Ray cluster, those that are not there already.
+    r"""Embed text tasks from saved models on a Ray cluster, those that are not there already.
 
     One Ray task for each model; this process alone writes to `directory`, as results come in, so
     the workers need not share it. A worker or node that dies costs what it was working on, which
@@ -57,6 +57,21 @@ def embed_many(
         If a parameter is bad; nothing is computed then.
     ExceptionGroup
         If tasks could not be embedded: after all the others were, one error for each.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+    >>> from transfer_pruner import load_embeddings
+    >>> from transfer_pruner_ray import embed_many
+    >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "flood", "help", "storm"]
+    >>> _ = Path("vocab.txt").write_text("\n".join(words))
+    >>> tokenizer = BertTokenizer("vocab.txt")
+    >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=1)
+    >>> models = {"news": (BertForSequenceClassification(config), tokenizer)}
+    >>> files = embed_many(models, ["flood help", "storm"], "embeddings", progress=False)
+    >>> sorted(load_embeddings("embeddings"))
+    ['news']
     """
     jobs = make_jobs(models, texts, device=device, dtype=dtype, settings=settings)
     results = partial(on_cluster, num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)

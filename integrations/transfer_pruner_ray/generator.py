@@ -73,6 +73,17 @@ class TransferVariantGenerator(BasicVariantGenerator):
     ValueError
         If `rule` is no rule, or `audit_fraction` is no share; when the search starts, if Tune hides
         the source or target, or a LearningRule has no metric and mode to learn from.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> from transfer_pruner_ray import TransferVariantGenerator
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> generator = TransferVariantGenerator(rule, target="news", max_concurrent=2)
+    >>> config = tune.TuneConfig(search_alg=generator, metric="f1", mode="max")
     """
 
     def __init__(

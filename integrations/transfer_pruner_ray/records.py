@@ -84,6 +84,23 @@ def records_from_results(
     ValueError
         If there is a metric and its mode is not known, `results` is no experiment or `rule` no
         rule.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from transfer_pruner_ray import records_from_results
+    >>> def train_pair(config):
+    ...     tune.report({"f1": {"news": 0.61, "advice": 0.66}[config["source"]]})
+    >>> tuner = tune.Tuner(
+    ...     train_pair,
+    ...     param_space={"source": tune.grid_search(["news", "advice"])},
+    ...     tune_config=tune.TuneConfig(metric="f1", mode="max"),
+    ...     run_config=tune.RunConfig(verbose=0),
+    ... )
+    >>> results = tuner.fit()
+    >>> records = records_from_results(results, target="news")
+    >>> sorted((str(record.source), record.value) for record in records)
+    [('None', 0.61), ('advice', 0.66)]
     """
     metric, mode = _metric_and_mode(results, metric, mode)
     pair_of = PairParams(source_param, target_param, target)
@@ -132,6 +149,24 @@ def transfers_from_results(
     ValueError
         If no metric or mode is known, no trial has the pair, or no trial with a source has a
         target with a baseline trial.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from transfer_pruner_ray import transfers_from_results
+    >>> def train_pair(config):
+    ...     tune.report({"f1": {"news": 0.61, "advice": 0.66}[config["source"]]})
+    >>> tuner = tune.Tuner(
+    ...     train_pair,
+    ...     param_space={"source": tune.grid_search(["news", "advice"])},
+    ...     tune_config=tune.TuneConfig(metric="f1", mode="max"),
+    ...     run_config=tune.RunConfig(verbose=0),
+    ... )
+    >>> results = tuner.fit()
+    >>> transfers = transfers_from_results(results, target="news").sort_values("source")
+    >>> transfers[["source", "target", "gain"]].round(2)
+       source target  gain
+    0  advice   news  0.05
     """
     metric, mode = _metric_and_mode(results, metric, mode)
     if metric is None:
@@ -180,6 +215,22 @@ def ending_from_results(results: ResultGrid | str | os.PathLike[str]) -> Ending:
     ------
     FileNotFoundError
         If there is no experiment in the folder.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from transfer_pruner_ray import ending_from_results
+    >>> def train_pair(config):
+    ...     tune.report({"f1": {"news": 0.61, "advice": 0.66}[config["source"]]})
+    >>> tuner = tune.Tuner(
+    ...     train_pair,
+    ...     param_space={"source": tune.grid_search(["news", "advice"])},
+    ...     tune_config=tune.TuneConfig(metric="f1", mode="max"),
+    ...     run_config=tune.RunConfig(verbose=0),
+    ... )
+    >>> results = tuner.fit()
+    >>> ending_from_results(results)
+    {'exhaustive_trials': None, 'stopped': None}
     """
     told = read_settled(results)
     return {"exhaustive_trials": told.get("exhaustive_trials"), "stopped": told.get("reason")}

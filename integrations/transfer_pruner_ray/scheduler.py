@@ -106,6 +106,19 @@ class TransferScheduler(TrialScheduler):
     ValueError
         If `rule` is no rule, `base_scheduler` no scheduler or `audit_fraction` no share; when the
         search starts, if a LearningRule has no metric and mode to learn from.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ray import tune
+    >>> from ray.tune.schedulers import ASHAScheduler
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_ray import TransferScheduler
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> scheduler = TransferScheduler(rule, ASHAScheduler(), target="news")
+    >>> config = tune.TuneConfig(scheduler=scheduler, metric="f1", mode="max")
     """
 
     def __init__(

@@ -51,6 +51,18 @@ def score_pairs(
     ------
     ValueError
         If a parameter is bad, or no pair can be scored.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transfer_pruner_ray import score_pairs
+    >>> inputs = torch.linspace(-1, 1, 20)[:, None]
+    >>> models = {"news": torch.nn.Linear(1, 2), "advice": torch.nn.Linear(1, 2)}
+    >>> datasets = {"news": (inputs, [0, 1] * 10)}
+    >>> scores = score_pairs(models, datasets, "zero_shot", progress=False)
+    >>> scores[["source", "target"]]
+       source target
+    0  advice   news
     """
 
     def runner(jobs: Sequence[Job]) -> Iterator[tuple[Job, Exception | None]]:

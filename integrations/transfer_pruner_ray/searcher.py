@@ -96,6 +96,18 @@ class TransferSearcher(Searcher):
         If `searcher` is no Searcher, `rule` no rule, `audit_fraction` no share, or `max_resamples`
         below 1; when the search starts, if Tune hides the source or target from search algorithms:
         values other than text, numbers and truth values.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from ray.tune.search.optuna import OptunaSearch
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> from transfer_pruner_ray import TransferSearcher
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> searcher = TransferSearcher(OptunaSearch(), rule, target="news")
+    >>> config = tune.TuneConfig(search_alg=searcher, num_samples=20, metric="f1", mode="max")
     """
 
     def __init__(

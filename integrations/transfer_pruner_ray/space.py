@@ -101,6 +101,20 @@ def filter_param_space(
         If `space` lacks the pair, no pair of it is kept, or it makes the pair in a way that cannot
         be filtered, such as ``tune.sample_from``; if `source_param` is a pattern or callable, or
         `rule` a LearningRule or no rule.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ray import tune
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_ray import filter_param_space
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> space = {"source": tune.grid_search(["news", "advice", "weather"])}
+    >>> filtered = filter_param_space(space, rule, target="news")
+    >>> filtered["source"]
+    {'grid_search': ['news', 'advice']}
     """
     pair_of = PairParams(source_param, target_param, target)
     walk = _Walk(space, rule, pair_of, audit_fraction, search_name)
@@ -140,6 +154,19 @@ def eliminated_pairs(
     ------
     ValueError
         As `filter_param_space`, except where no pair is left.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ray import tune
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner_ray import eliminated_pairs
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> space = {"source": tune.grid_search(["news", "advice", "weather"])}
+    >>> eliminated_pairs(space, rule, target="news")
+    {('weather', 'news'): 1}
     """
     pair_of = PairParams(source_param, target_param, target)
     walk = _Walk(space, rule, pair_of, audit_fraction, search_name)

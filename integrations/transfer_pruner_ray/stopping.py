@@ -68,6 +68,19 @@ class StopWhenSettled(Stopper, Callback):
     ValueError
         If `rule` is no LearningRule, `tolerance` or `share` is negative or no number, or
         `source_param` is not one parameter's name.
+
+    Examples
+    --------
+    >>> from ray import tune
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> from transfer_pruner_ray import StopWhenSettled, TransferVariantGenerator
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> generator = TransferVariantGenerator(rule, target="news", max_concurrent=2)
+    >>> stopper = StopWhenSettled(rule, target="news")
+    >>> config = tune.TuneConfig(search_alg=generator, metric="f1", mode="max")
+    >>> run = tune.RunConfig(stop=stopper, callbacks=[stopper])
     """
 
     def __init__(

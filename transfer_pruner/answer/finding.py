@@ -47,6 +47,22 @@ def find_answer(
     ------
     ValueError
         If some records maximize and some minimize, or a dev size is below 1.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, find_answer
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> answer = find_answer(records)
+    >>> print(answer.headline())
+    news: advice scores 0.6600, +0.0500 over the single-task baseline; second is training alone,
+    0.0500 behind (one trial: what another seed changes is not known).
+    >>> answer.table()[["target", "source", "value", "gain"]].round(2)
+      target  source  value  gain
+    0   news  advice   0.66  0.05
     """
     records = list(records)
     better = is_maximizing(records, maximize)

@@ -59,6 +59,18 @@ class Configuration:
         The host's number of its first trial.
     audit : bool
         Whether audit trials alone ran it: the rule had eliminated the pair.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, find_answer
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> find_answer(records).targets[0].best
+    Configuration(source='advice', hyperparameters={}, value=0.66, trials=1, seeds=0,
+    spread=nan, number=1, audit=False)
     """
 
     source: Source
@@ -104,6 +116,18 @@ class TargetAnswer:
     dev_size : int or None
         Examples that the value was measured on, if that is known.
     maximize : bool
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, find_answer
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> (news,) = find_answer(records).targets
+    >>> news.best.source, round(news.gain, 2)
+    ('advice', 0.05)
     """
 
     target: str
@@ -195,6 +219,21 @@ class Answer:
         By name; every target that has a record.
     maximize : bool
         Whether a higher value is better.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, find_answer
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> answer = find_answer(records)
+    >>> print(answer.headline())
+    news: advice scores 0.6600, +0.0500 over the single-task baseline; second is training alone,
+    0.0500 behind (one trial: what another seed changes is not known).
+    >>> answer.metrics()["answer/targets_with_transfer"]
+    1.0
     """
 
     targets: tuple[TargetAnswer, ...]

@@ -143,6 +143,15 @@ def embed(
     ValueError
         If a parameter is out of range, a layer does not exist or cannot be read, gradients do not
         reach the inputs, or attributions are not finite or all 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transfer_pruner import embed
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> embedding = embed(model, torch.rand(64, 6), name="news", target=1)
+    >>> {layer: vector.shape for layer, vector in embedding.vectors.items()}
+    {'0': (8,)}
     """
     _check(inputs)
     model = without_wrapper(model)
@@ -203,6 +212,21 @@ def embed_batches(
     observe_inputs : callable, optional
         Called once with each batch that has tokens and the attributions of its inputs, where the
         method gives them, after the last batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transfer_pruner.attribution import embed_batches
+    >>> from transfer_pruner.attribution.scorer import Batch, Scorer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    >>> inputs = torch.rand(64, 6)
+    >>> batches = [Batch(rows, torch.zeros_like(rows)) for rows in inputs.split(32)]
+    >>> how = {"method": "conductance", "n_steps": 8, "batch_size": 32, "keep_examples": True}
+    >>> embedding = embed_batches(
+    ...     Scorer(model), lambda: batches, name="news", target=1, layers=None, provenance={}, **how
+    ... )
+    >>> embedding.vectors["0"].shape
+    (4,)
     """
     started = time.perf_counter()
     exactly = n_steps is not None

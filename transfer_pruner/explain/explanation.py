@@ -139,6 +139,20 @@ class Explanation:
         How attributions alone rank the pairs that were measured; None without any.
     notes : tuple of str
         What could not be said, and what it takes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> from transfer_pruner.explain import explain_pair
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> explanation = explain_pair("advice", "news", rule=rule, predictor=predictor)
+    >>> explanation.rank, explanation.candidates
+    (1, 3)
+    >>> print(explanation.lines()[0])
+    advice -> news: kept
     """
 
     source: str

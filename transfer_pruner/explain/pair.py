@@ -65,6 +65,16 @@ def explain_pair(
     ValueError
         If there is nothing to explain the pair by, a task is known to none of it, the two are the
         same, or both a predictor and embeddings are given.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.explain import explain_pair
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> explanation = explain_pair("advice", "news", embeddings=embeddings)
+    >>> round(explanation.score, 2), explanation.layers[0].layer
+    (0.95, 'last')
     """
     if predictor is not None and (embeddings or target_embeddings):
         raise ValueError(

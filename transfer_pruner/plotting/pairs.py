@@ -63,6 +63,16 @@ def pair_heatmap(
     ------
     ValueError
         If the tables are not of the same pairs, or `cluster` lacks one of the tasks.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.plotting import pair_heatmap
+    >>> tasks = ["news", "advice", "weather"]
+    >>> predicted = pd.DataFrame([[None, 3, 2], [2, None, 1], [1, 2, None]], tasks, tasks, float)
+    >>> measured = predicted / 100 - 0.01
+    >>> figure = pair_heatmap(predicted, measured)
+    >>> figure.savefig("pairs.png")
     """
     order, columns = _arranged(predicted, measured, cluster)
     ranks = predicted.rank(ascending=False).loc[order, columns].to_numpy(dtype=float)
@@ -119,6 +129,18 @@ def pair_heatmap_data(
     DataFrame
         One row a cell but those without both numbers: source, target, predicted, predicted_rank,
         measured_gain.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.plotting import pair_heatmap_data
+    >>> tasks = ["news", "advice", "weather"]
+    >>> predicted = pd.DataFrame([[None, 3, 2], [2, None, 1], [1, 2, None]], tasks, tasks, float)
+    >>> measured = predicted / 100 - 0.01
+    >>> pair_heatmap_data(predicted, measured).head(2)
+      source   target  predicted  predicted_rank  measured_gain
+    0   news   advice        3.0             1.0           0.02
+    1   news  weather        2.0             1.0           0.01
     """
     order, columns = _arranged(predicted, measured, cluster)
     tables = {
@@ -153,6 +175,16 @@ def source_ranking(
     target : str
     predictor, pairs, confidence
         As for `source_ranking_data`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import TransferPredictor
+    >>> from transfer_pruner.plotting import source_ranking
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+    >>> figure = source_ranking(predictor, "news", pairs=pairs)
+    >>> figure.savefig("ranking.png")
     """
     data = rule
     if not isinstance(data, pd.DataFrame):
@@ -249,6 +281,20 @@ def source_ranking_data(
     ------
     ValueError
         If `target` is not one of the targets, or `confidence` out of range.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import TransferPredictor
+    >>> from transfer_pruner.plotting import source_ranking_data
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+    >>> table = source_ranking_data(predictor, "news", pairs=pairs)
+    >>> table[["source", "rank", "decision"]]
+        source  rank     decision
+    0   advice     1  not decided
+    1   rescue     2  not decided
+    2  weather     3  not decided
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1 but got {confidence}.")

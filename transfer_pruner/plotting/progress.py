@@ -59,6 +59,18 @@ def best_over_time(
     ------
     ValueError
         If `y` is neither of the two.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import best_over_time
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> figure = best_over_time(records)
+    >>> figure.savefig("best.png")
     """
     if y not in get_args(Vertical):
         raise ValueError(f"y must be 'value' or 'share_of_gain' but got {y!r}.")
@@ -122,6 +134,18 @@ def pairs_tried(records: Records) -> Figure:
     Parameters
     ----------
     records : iterable of TrialRecord, or what `pairs_tried_data` made of them
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import pairs_tried
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> figure = pairs_tried(records)
+    >>> figure.savefig("tried.png")
     """
     data = records if isinstance(records, pd.DataFrame) else pairs_tried_data(records)
     check_columns(data, ("source", "target", "first_tried"), "pairs_tried_data")

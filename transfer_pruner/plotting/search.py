@@ -50,6 +50,18 @@ def savings_over_time(
     records : iterable of TrialRecord, or what `savings_over_time_data` made of them
     single_task_seconds, attribution_seconds, confidence
         As for `estimate_savings`.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import savings_over_time
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> figure = savings_over_time(records)
+    >>> figure.savefig("savings.png")
     """
     data = records
     if not isinstance(data, pd.DataFrame):
@@ -92,6 +104,18 @@ def calibration_curve(
     records : iterable of TrialRecord, or what `calibration_curve_data` made of them
     maximize, bins, confidence
         As for `calibration_curve_data`.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import calibration_curve
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, 0.66, score=0.04, probability=0.9),
+    ...     TrialRecord(2, "weather", "news", "trained", 64.0, 0.58, score=-0.01, probability=0.4),
+    ... ]
+    >>> figure = calibration_curve(records, bins=2)
+    >>> figure.savefig("calibration.png")
     """
     data = records
     if not isinstance(data, pd.DataFrame):
@@ -141,6 +165,18 @@ def predicted_and_measured(records: Records, *, maximize: bool | None = None) ->
     records : iterable of TrialRecord, or what `predicted_and_measured_data` made of them
     maximize
         As for `predicted_and_measured_data`.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord
+    >>> from transfer_pruner.plotting import predicted_and_measured
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, 0.66, score=0.04, probability=0.9),
+    ...     TrialRecord(2, "weather", "news", "trained", 64.0, 0.58, score=-0.01, probability=0.4),
+    ... ]
+    >>> figure = predicted_and_measured(records)
+    >>> figure.savefig("predicted.png")
     """
     data = records
     if not isinstance(data, pd.DataFrame):

@@ -33,6 +33,15 @@ def task_map(embeddings: Mapping[str, TaskEmbedding] | pd.DataFrame) -> Figure:
     Parameters
     ----------
     embeddings : mapping of str to TaskEmbedding, or what `task_map_data` made of them.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.plotting import task_map
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> figure = task_map(embeddings)
+    >>> figure.savefig("tasks.png")
     """
     data = embeddings if isinstance(embeddings, pd.DataFrame) else task_map_data(embeddings)
     check_columns(data, ("task", "x", "y"), "task_map_data")
@@ -64,6 +73,15 @@ def task_map_data(embeddings: Mapping[str, TaskEmbedding]) -> pd.DataFrame:
     DataFrame
         task, x, y; ``attrs["shares"]`` holds the share of the squared distances that each axis
         shows.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.plotting import task_map_data
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> task_map_data(embeddings)["task"].tolist()
+    ['advice', 'news', 'weather']
     """
     from sklearn.decomposition import KernelPCA
 
@@ -94,6 +112,18 @@ def task_similarity(embeddings: Mapping[str, TaskEmbedding]) -> pd.DataFrame:
     ------
     ValueError
         If two of the tasks have no layer that can be compared.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.plotting import task_similarity
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> task_similarity(embeddings).round(2)
+             advice  news  weather
+    advice     1.00  0.95     0.32
+    news       0.95  1.00     0.00
+    weather    0.32  0.00     1.00
     """
     tasks = sorted(embeddings)
     pairs = ordered_pairs(tasks)

@@ -58,6 +58,16 @@ def savings_regret_curve(
         of it.
     scores, chosen_by, reported, attribution_seconds, random_repeats, seed
         As for `savings_regret_curve_data`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.plotting import savings_regret_curve
+    >>> trials = pd.DataFrame({"source": [None, "advice", "weather"], "target": "news"})
+    >>> trials = trials.assign(dev=[0.61, 0.66, 0.58], test=[0.60, 0.64, 0.59], seconds=60.0)
+    >>> scores = pd.DataFrame({"source": ["advice", "weather"], "target": "news", "score": [2, 1]})
+    >>> figure = savings_regret_curve(trials, scores)
+    >>> figure.savefig("curve.png")
     """
     data = trials
     if scores is not None:
@@ -145,6 +155,21 @@ def savings_regret_curve_data(
     ValueError
         If a column is missing, a target has no baseline trial, or `attribution_seconds` is given
         without ``seconds``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.plotting import savings_regret_curve_data
+    >>> trials = pd.DataFrame({"source": [None, "advice", "weather"], "target": "news"})
+    >>> trials = trials.assign(dev=[0.61, 0.66, 0.58], test=[0.60, 0.64, 0.59], seconds=60.0)
+    >>> scores = pd.DataFrame({"source": ["advice", "weather"], "target": "news", "score": [2, 1]})
+    >>> curve = savings_regret_curve_data(trials, {"ours": scores})
+    >>> ours = curve[curve["way"] == "ours"]
+    >>> ours[["sources_kept", "share_of_seconds_saved", "share_of_gain_kept"]].round(2)
+       sources_kept  share_of_seconds_saved  share_of_gain_kept
+    0             0                    0.67                 0.0
+    1             1                    0.33                 1.0
+    2             2                    0.00                 1.0
     """
     search = _Search(trials, chosen_by, reported, attribution_seconds)
     ways = scores if isinstance(scores, Mapping) else {_name_of(scores): scores}

@@ -85,10 +85,21 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     Examples
     --------
-    Leave-target-out cross-validation::
+    Before any transfer was measured, it ranks pairs by their attributions:
 
-        predictor = TransferPredictor(embeddings)
-        cross_val_score(predictor, pairs, gains, groups=pairs["target"], cv=LeaveOneGroupOut())
+    >>> import pandas as pd
+    >>> from transfer_pruner import TaskEmbedding, TransferPredictor
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> TransferPredictor(embeddings).predict(pairs).round(2)
+    array([0.95, 0.  ])
+
+    Afterwards it predicts gains:
+
+    >>> predictor = TransferPredictor(embeddings).fit(pairs, [0.04, -0.03])
+    >>> predictor.predict_proba(pairs) > 0.5
+    array([ True, False])
     """
 
     def __init__(

@@ -90,6 +90,16 @@ def write_report(
     ValueError
         If there is no record, some maximize and some minimize, `path` is a folder, or `trials`
         lacks a column or a baseline trial.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TrialRecord, write_report
+    >>> records = [
+    ...     TrialRecord(0, None, "news", "trained", 60.0, value=0.61),
+    ...     TrialRecord(1, "advice", "news", "trained", 64.0, value=0.66),
+    ...     TrialRecord(2, "weather", "news", "eliminated", 0.0),
+    ... ]
+    >>> write_report(records, "report.html", title="Sources for news")
     """
     path = Path(path)
     if path.is_dir():

@@ -119,6 +119,12 @@ def conformal_position(n_targets: int, risk: float) -> int:
     ------
     ValueError
         If it would be beyond n: too few targets say nothing of a risk so small.
+
+    Examples
+    --------
+    >>> from transfer_pruner.rule.calibration import conformal_position
+    >>> conformal_position(25, risk=0.1)
+    24
     """
     position = math.ceil((n_targets + 1) * (1 - risk) - _ROUNDING)
     if position > n_targets:
@@ -152,6 +158,14 @@ def target_depths(table: pd.DataFrame, tolerance: float = 0.0) -> pd.Series:
     -------
     Series of int
         One depth for each target.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.rule.calibration import target_depths
+    >>> table = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> target_depths(table.assign(gain=[0.01, 0.05], rank=[1, 2])).to_dict()
+    {'news': 2}
     """
     best = table.groupby("target")["gain"].transform("max").clip(lower=0.0)
     depth = (
@@ -187,6 +201,14 @@ def loses_best(
     -------
     Series of bool
         One for each target with a finite gain; its mean is the achieved risk.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner.rule.calibration import loses_best
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+    >>> loses_best([("advice", "news")], pairs, [0.01, 0.05]).to_dict()
+    {'news': True}
     """
     _check_tolerance(tolerance)
     measured = _mean_gains(pairs, gains, "source", "target", stacklevel=3)

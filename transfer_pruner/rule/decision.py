@@ -48,6 +48,18 @@ class Decision:
         (before anything was measured, in standard deviations of the gain). Of any other rule the
         order of its scores, kept pairs first: the share of the target's scored pairs that come no
         earlier, in (0, 1].
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+    >>> decision = EliminationRule.top_k(predictor, k=1, pairs=pairs).decide("weather", "news")
+    >>> decision.eliminated
+    True
+    >>> print(decision.reason)
+    rank 3 of 3 for news; the rule keeps 1
     """
 
     eliminated: bool

@@ -60,6 +60,21 @@ class EliminationRule(DecidedPairs):
     ------
     ValueError
         If a parameter is something else.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule, TransferPredictor
+    >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+    >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+    >>> rule = EliminationRule.top_k(predictor, k=1, pairs=pairs)
+    >>> rule.kept("news")
+    ['advice']
+    >>> rule.decide("weather", "news").eliminated
+    True
+    >>> rule.save("rule")
+    >>> EliminationRule.load("rule").decide("advice", "news").eliminated
+    False
     """
 
     @classmethod

@@ -85,6 +85,18 @@ class LearningRule:
     ------
     ValueError
         If a parameter is out of range, the predictor is fitted, or `pairs` is needed and not given.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> rule = LearningRule(TransferPredictor(embeddings))
+    >>> measured = pd.DataFrame({"source": ["weather"], "target": ["news"], "gain": [-0.02]})
+    >>> now = rule.refitted(measured)
+    >>> now.decide("advice", "news").priority > now.decide("weather", "news").priority
+    True
     """
 
     def __init__(

@@ -22,7 +22,23 @@ from transfer_pruner.tasks import FloatArray, task_name
 
 
 class Predictor(Protocol):
-    """What a rule needs of a predictor; `TransferPredictor` is one."""
+    """What a rule needs of a predictor; `TransferPredictor` is one.
+
+    Examples
+    --------
+    Anything with these three can rank the pairs of a rule:
+
+    >>> import pandas as pd
+    >>> from transfer_pruner import EliminationRule
+    >>> class ByName:
+    ...     tasks = ["advice", "news", "weather"]
+    ...     def predict(self, pairs):
+    ...         return pairs["source"].str.len().to_numpy(float)
+    ...     def predict_proba(self, pairs):
+    ...         return pairs["source"].str.len().to_numpy(float) * float("nan")
+    >>> EliminationRule.top_k(ByName(), k=1).kept("news")
+    ['weather']
+    """
 
     @property
     def tasks(self) -> list[str]:

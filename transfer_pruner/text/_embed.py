@@ -40,7 +40,7 @@ def embed_text(
     keep_examples: bool = True,
     top_tokens: int = 256,
 ) -> TaskEmbedding:
-    """Embed a text task by the attributions of its single-task model on probe texts.
+    r"""Embed a text task by the attributions of its single-task model on probe texts.
 
     The path runs through the word embeddings, from a text whose tokens are all the padding token,
     special tokens kept, to the text. Otherwise as `transfer_pruner.embed`; to be compared example
@@ -94,6 +94,20 @@ def embed_text(
         If there is no text, most of what the texts say is unknown to the tokenizer, `target` is
         needed, the tokenizer is not the model's, the model cannot be called with a text alone or
         gives other logits when handed its own word embeddings, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+    >>> from transfer_pruner.text import embed_text
+    >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "flood", "help", "storm"]
+    >>> _ = Path("vocab.txt").write_text("\n".join(words))
+    >>> tokenizer = BertTokenizer("vocab.txt")
+    >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=1)
+    >>> model = BertForSequenceClassification(config)
+    >>> embedding = embed_text(model, tokenizer, ["flood help", "storm"], name="news")
+    >>> {layer: vector.shape for layer, vector in embedding.vectors.items()}
+    {'bert.encoder.layer.0': (8,), 'bert.encoder.layer.1': (8,)}
     """
     model = without_wrapper(model)
     if isinstance(texts, str):

@@ -42,7 +42,7 @@ def embed_many(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Path]:
-    """Embed text tasks from saved models into a directory, those that are not there already.
+    r"""Embed text tasks from saved models into a directory, those that are not there already.
 
     A task is computed again if its model's or tokenizer's files, its texts or a setting changed,
     and left alone otherwise; so a call that was stopped is resumed by giving it again. One model
@@ -82,6 +82,21 @@ def embed_many(
     NotEmbeddedError
         If tasks could not be embedded: after all the others were. An ExceptionGroup of one error
         for each, by task in its ``of_task``.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+    >>> from transfer_pruner import embed_many, load_embeddings
+    >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "flood", "help", "storm"]
+    >>> _ = Path("vocab.txt").write_text("\n".join(words))
+    >>> tokenizer = BertTokenizer("vocab.txt")
+    >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=1)
+    >>> tasks = ("news", "advice")
+    >>> models = {task: (BertForSequenceClassification(config), tokenizer) for task in tasks}
+    >>> files = embed_many(models, ["flood help", "storm"], "embeddings", progress=False)
+    >>> sorted(load_embeddings("embeddings"))
+    ['advice', 'news']
     """
     jobs = make_jobs(models, texts, device=device, dtype=dtype, settings=settings)
 

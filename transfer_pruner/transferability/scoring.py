@@ -110,6 +110,19 @@ def score_pairs(
     ------
     ValueError
         If a parameter is bad, or no pair can be scored.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transfer_pruner import score_pairs
+    >>> inputs = torch.linspace(-1, 1, 20)[:, None]
+    >>> models = {"news": torch.nn.Linear(1, 2), "advice": torch.nn.Linear(1, 2)}
+    >>> datasets = {"news": (inputs, [0, 1] * 10), "advice": (inputs, [0] * 10 + [1] * 10)}
+    >>> scores = score_pairs(models, datasets, "zero_shot", progress=False)
+    >>> scores[["source", "target"]]
+       source  target
+    0    news  advice
+    1  advice    news
     """
     chosen = None if method == "auto" else method
     if chosen is not None and chosen not in METHODS:
