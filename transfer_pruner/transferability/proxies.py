@@ -116,7 +116,8 @@ def linear_probe(features: Numbers, labels: NDArray[Any], seed: int = 0) -> floa
 
     Classes: logistic regression; average precision where there are two, macro F1 where there are
     more. Continuous labels: ridge regression, whose penalty is chosen within each fold; R². The
-    features are standardized. Fewer folds where the smallest class has fewer examples.
+    features are standardized. Fewer folds where the smallest class has fewer examples. A class of
+    one example, which cannot be both trained and scored on, is left out.
 
     Raises
     ------
@@ -133,14 +134,17 @@ def linear_probe(features: Numbers, labels: NDArray[Any], seed: int = 0) -> floa
         model, scoring = RidgeCV(np.logspace(-2, 5, 15)), "r2"
         splitter = KFold
     else:
+        _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        several = counts[places] > 1
+        features, labels = features[several], labels[several]
         classes, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        n_folds = min(FOLDS, int(counts.min()))
+        n_folds = min(FOLDS, int(counts.min())) if len(classes) > 1 else 0
         model = LogisticRegression(max_iter=1000)
         scoring = "average_precision" if len(classes) == 2 else "f1_macro"
         splitter = StratifiedKFold
     if n_folds < 2:
         raise ValueError(
-            "the target's dev set is too small for two folds, which need two examples of each class"
+            "the target's dev set is too small for two folds, which need two examples of two classes"
         )
     folds = splitter(n_folds, shuffle=True, random_state=seed)
     probe = make_pipeline(StandardScaler(), model)

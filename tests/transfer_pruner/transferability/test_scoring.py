@@ -30,7 +30,7 @@ from transfer_pruner import EliminationRule, TransferPredictor, TransferPrunerWa
 from transfer_pruner.attribution.features import see
 from transfer_pruner.text.features import see_texts
 from transfer_pruner.transferability import h_score, logme, null_corrected
-from transfer_pruner.transferability.proxies import zero_shot
+from transfer_pruner.transferability.proxies import linear_probe, zero_shot
 
 SaveModel = Callable[..., Path]
 WORDS = "flood in the city help we need water and food for two hundred people at the old school"
@@ -156,6 +156,27 @@ def test_a_linear_probe_is_cross_validated(inputs: torch.Tensor) -> None:
     ):
         expected = cross_val_score(probe, features, labels, cv=folds, scoring=scoring).mean()
         assert table.loc[target, "score"] == pytest.approx(expected), target
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "logme", "h_score"])
+def test_a_class_of_one_example_costs_no_target_its_scores(
+    inputs: torch.Tensor, method: str
+) -> None:
+    labels = (inputs[:, 0] > 0).long().numpy() + 1
+    labels[7] = 0
+    data = {"rare": (inputs, labels), "two": (inputs[:3], [0, 0, 1])}
+    data = data if method == "linear_probe" else {"rare": data["rare"]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TransferPrunerWarning)
+        table = score_pairs({"s": network()}, data, method, progress=False).set_index("target")
+    assert np.isfinite(table.loc["rare", "score"])
+    if method == "linear_probe":
+        # It can be either trained or scored on. What is left has to be two classes.
+        others = np.delete(np.arange(60), 7)
+        features = outputs_of(network(), inputs)[1]
+        assert table.loc["rare", "score"] == linear_probe(features[others], labels[others])
+        assert np.isnan(table.loc["two", "score"])
+        assert [str(one.message).count("1 of 2 pairs") for one in caught] == [1]
 
 
 def test_left_out_the_method_is_zero_shot_where_every_head_fits(datasets: dict[str, Any]) -> None:
