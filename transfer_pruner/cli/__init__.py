@@ -13,6 +13,7 @@ from transfer_pruner.cli import (  # noqa: F401
     explain,
     fit,
     harvest,
+    next,
     rank,
     report,
     score,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _IN_ORDER_OF_USE = (
-    *("embed", "score", "harvest", "fit", "rank"),
+    *("embed", "score", "next", "harvest", "fit", "rank"),
     *("explain", "report", "sync", "doctor"),
 )
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -32,6 +32,11 @@ A first rule, from single-task models and a search that has run:
   transfer-pruner embed --models models/ --data texts.csv --out embeddings/
   transfer-pruner harvest --storage sqlite:///study.db --study NAME --out transfers.csv
   transfer-pruner fit --embeddings embeddings/ --transfers transfers.csv --top-k 3 --out rule/
+
+\b
+The pairs to train next, before any search and as transfers are measured:
+  transfer-pruner score --models models/ --data dev.csv --out scores.csv
+  transfer-pruner next --embeddings embeddings/ --scores scores.csv --transfers transfers.csv
 
 \b
 Exit codes: 0 fine, 1 error, 2 wrong usage. Every command takes --json.

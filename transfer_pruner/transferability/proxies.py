@@ -144,7 +144,7 @@ def linear_probe(features: Numbers, labels: NDArray[Any], seed: int = 0) -> floa
         splitter = StratifiedKFold
     if n_folds < 2:
         raise ValueError(
-            "the target's dev set is too small for two folds, which need two examples of two classes"
+            "the target's dev set is too small for two folds: it needs two classes of two examples"
         )
     folds = splitter(n_folds, shuffle=True, random_state=seed)
     probe = make_pipeline(StandardScaler(), model)
