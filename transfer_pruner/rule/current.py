@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.transfers import transfers_from_records
 
+_PAIRS = 100_000
+"""Pairs that are predicted anew for one trial at most: some tenths of a second and more."""
 _SILENT = 10
 """Finished trials that may teach nothing without a warning: a search has to begin somewhere."""
 
@@ -52,15 +55,17 @@ class _Evidence:
     rule: EliminationRule | None = None
 
 
-def learnt_from(finished: int, refit_every: int) -> int:
+def learnt_from(finished: int, refit_every: int, pairs: int = 0) -> int:
     """Count the trials that a LearningRule has learnt from when so many have finished.
 
-    From one refit to the next are `refit_every` trials, or a fiftieth of those that have finished
-    if that is more: what a long search learns from one trial is little, and what it costs is not.
+    From one refit to the next are `refit_every` trials, or, if that is more, a fiftieth of those
+    that have finished or one for every 100,000 pairs: what a large search learns from one trial is
+    little, and what it costs is not.
     """
+    every = max(refit_every, pairs // _PAIRS)
     known, following = 0, refit_every
     while following <= finished:
-        known, following = following, following + max(refit_every, following // 50)
+        known, following = following, following + max(every, following // 50)
     return known
 
 
@@ -68,9 +73,10 @@ class CurrentRule:
     """Finds the rule of now from a search's finished trials.
 
     A LearningRule learns from the trials in the order in which they finished, at fixed counts of
-    them: see `learnt_from`. The refitted rule is held together with the trials that it
-    rests on, and made again when those are others: because more have finished, or because one that
-    finished earlier elsewhere has only now become visible.
+    them: see `learnt_from`. What has finished since is in the rule's `not_learnt`, so that the pair
+    that it puts first is not taken again and again until the next refit. The refitted rule is held
+    together with the trials that it rests on, and made again when those are others: because more
+    have finished, or because one that finished earlier elsewhere has only now become visible.
 
     Parameters
     ----------
@@ -132,11 +138,16 @@ class CurrentRule:
             evidence = self._searches.setdefault(search, _Evidence())
             for trial in newly_finished:
                 self._add(evidence, trial)
-            count = learnt_from(len(evidence.finished), self._given.refit_every)
+            pairs = len(self._given)
+            count = learnt_from(len(evidence.finished), self._given.refit_every, pairs)
             if evidence.rule is None or count != evidence.learnt_from:
                 records = [trial.record for trial in evidence.finished[:count]]
-                evidence.rule = self._refitted(self._given, records)
-                evidence.learnt_from = count
+                rule = self._refitted(self._given, records)
+                # Of this search alone: others may have learnt nothing either, but tried something.
+                rule = rule.with_settings(rule.settings, unknown_pairs=rule.unknown_pairs)
+                evidence.rule, evidence.learnt_from = rule, count
+            since = (trial.record for trial in evidence.finished[count:])
+            evidence.rule.not_learnt = Counter((each.source, each.target) for each in since)
             return evidence.rule
 
     def forget(self, search: Hashable) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -45,6 +46,8 @@ class DecidedPairs:
         self._decisions = Decisions.of(decisions)
         self._settings = storage.settings_text(settings)
         self.unknown_pairs: set[tuple[Hashable, Hashable]] = set()
+        # What has finished since a LearningRule made it: `CurrentRule` keeps count.
+        self.not_learnt: Counter[tuple[Any, str]] = Counter()
         # Beside the settings: they tell rules apart, and equal scores take other seconds each time.
         self.scoring_seconds = float(scoring_seconds)
 

@@ -66,9 +66,9 @@ class LearningRule:
     min_probability : float in [0, 1)
         p.
     refit_every : int
-        Finished trials from one refit to the next; in a long search a fiftieth of those that have
-        finished, if that is more. More than 1, it is also the transfers that the
-        elimination by the posterior takes, which are 20 else.
+        Finished trials from one refit to the next; in a large search a fiftieth of those that have
+        finished, or one for every 100,000 pairs, if that is more. More than 1, it is also the
+        transfers that the elimination by the posterior takes, which are 20 else.
     min_targets : int
         Targets with a measured transfer that the elimination by the posterior takes.
     pairs : DataFrame, optional
@@ -322,6 +322,10 @@ class LearningRule:
     @property
     def _first(self) -> int:
         return self.refit_every if self.refit_every > 1 else _FIRST
+
+    def __len__(self) -> int:
+        """How many pairs it decides on."""
+        return len(self._start_rule)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items() if k != "rule")

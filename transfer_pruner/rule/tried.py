@@ -235,7 +235,9 @@ class NextPair:
             As for a call.
         """
         fitted = rule.settings.get("transfers", 0) >= FITTED_AT
-        return tried.behind(setting, running, math.inf if fitted else _REPEATS)
+        # A trial that the rule has not learnt from yet is as one that runs.
+        waiting = Counter(running) + rule.not_learnt
+        return tried.behind(setting, waiting, math.inf if fitted else _REPEATS)
 
     def instead(
         self,

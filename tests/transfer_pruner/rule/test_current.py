@@ -19,6 +19,7 @@ from transfer_pruner import (
 )
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner.rule.current import CurrentRule, Finished, learnt_from
+from transfer_pruner.rule.tried import NextPair, TriedPairs
 
 TASKS = ("a", "b", "c")
 
@@ -89,6 +90,38 @@ def test_a_long_search_learns_at_counts_that_grow() -> None:
     known = sorted(counts)
     assert all(later - count <= max(1, count / 50) for count, later in pairwise(known))
     assert all(learnt_from(count, 1) == count for count in counts), "whoever counts, and whenever"
+
+
+def test_a_search_of_very_many_pairs_learns_from_several_trials_at_once() -> None:
+    assert [learnt_from(n, 1, 199_999) for n in range(50)] == list(range(50))
+    counts = {learnt_from(n, 1, 1_000_000) for n in range(700)}
+    assert sorted(counts)[:4] == [0, 1, 11, 21]
+    assert learnt_from(25, 20, 1_000_000) == 20
+    assert all(learnt_from(count, 1, 1_000_000) == count for count in counts)
+
+
+def test_the_best_pair_is_not_taken_again_and_again_until_the_next_refit() -> None:
+    pairs, current, choose = TASKS[:2], CurrentRule(learning(refit_every=6)), NextPair()
+    tried, taken = TriedPairs(), []
+    trials = [finished(n, None, 0.5) for n in range(2)]
+    for number in range(2, 18):
+        rule = current("search", trials[-1:] if number > 2 else trials)
+        # A continuous hyperparameter: no setting comes twice.
+        setting = frozenset({("lr", str(number))})
+        tried.add((None, "c"), setting, has_result=True)
+        pair = choose(rule, tried, setting, {}, sources=pairs, targets=["c"])
+        assert (pair is None) == (number < 6), "at first the rule tells no order"
+        pair = pair or (pairs[number % 2], "c")
+        taken.append(pair[0])
+        tried.add(pair, setting, has_result=True)
+        trials.append(finished(number, pair[0], 0.6 + 0.01 * (number * 7 % 11)))
+    # Between two refits, at 12 and 18 trials, each pair has its turn.
+    assert sorted(taken[10:]) == ["a", "a", "a", "b", "b", "b"]
+    rules = [CurrentRule(learning(6))("search", trials[:n]) for n in (11, 12)]
+    assert [sum(rule.not_learnt.values()) for rule in rules] == [5, 0]
+    given = learning(6)
+    assert CurrentRule(given)("search", trials[:3]).not_learnt
+    assert not given.refitted().not_learnt
 
 
 def test_each_search_learns_for_itself_and_is_forgotten_alone() -> None:
