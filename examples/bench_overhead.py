@@ -3,32 +3,46 @@
 ``python examples/bench_overhead.py [--quick]``. Repeats are interleaved: each runs every adapter
 once, in another order, with one seed, and gives one ratio to its own study without. The trials of a
 rule that keeps everything are the same with and without it.
+
+``python examples/bench_overhead.py --learning [--finished 100 1000 5000]``: what a `LearningRule`
+costs a study that so many trials have finished of, from one refit to the next and all that is
+between; and, by itself, the first trial of a process, which reads them all.
+
+``python examples/bench_overhead.py --tasks 100 300 1000``: seconds and memory of a `LearningRule`
+over all ordered pairs of so many tasks, with 10, 100 and 500 measured transfers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import platform
+import resource
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import optuna
+import pandas as pd
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import TrialState
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import event
 
-from transfer_pruner import Decision, EliminationRule
-from transfer_pruner_optuna import TransferPruner, gate
-
-try:
-    from transfer_pruner_optuna.sampler import TransferSampler
-except ImportError:
-    TransferSampler = None  # type: ignore[assignment, misc]
+from transfer_pruner import Decision, EliminationRule, LearningRule, TransferPredictor
+from transfer_pruner.pairs import ordered_pairs
+from transfer_pruner_optuna import TransferPruner, TransferSampler, gate
 
 TASKS = [f"task-{i:02d}" for i in range(20)]
 AIM = 1.02
@@ -157,13 +171,176 @@ def compare(setting: Setting, where: str, adapters: list[str]) -> list[list[str]
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
-    settings = QUICK if parser.parse_args().quick else SETTINGS
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    adapters = [a for a in ADAPTERS if a != "TransferSampler" or TransferSampler is not None]
-    started, load = time.perf_counter(), os.getloadavg()[0]
+LEARNING = ("none", "gate + LearningRule", "TransferSampler + LearningRule")
+SPACE = {
+    "source": CategoricalDistribution(TASKS),
+    "target": CategoricalDistribution(TASKS),
+    "lr": FloatDistribution(1e-5, 1e-1, log=True),
+    "layers": IntDistribution(1, 4),
+}
+
+
+def learning_rule(tasks: list[str]) -> tuple[LearningRule, pd.DataFrame]:
+    """Make a rule that knows a score of every pair and how alike tasks are; and its pairs."""
+    rng = np.random.default_rng(0)
+    alike = pd.DataFrame(np.corrcoef(rng.normal(size=(len(tasks), 64))), tasks, tasks)
+    pairs = ordered_pairs(tasks).assign(
+        attribution_score=rng.normal(size=len(tasks) ** 2)[: -len(tasks)]
+    )
+    predictor = TransferPredictor(feature_columns=["attribution_score"], similarity=alike)
+    return LearningRule(predictor, pairs=pairs), pairs
+
+
+def finished_trials(count: int) -> list[FrozenTrial]:
+    """Make trials that have finished: every target's baseline, then pairs at random."""
+    rng = np.random.default_rng(0)
+    quality = dict(zip(TASKS, rng.normal(0, 0.05, len(TASKS)), strict=True))
+    trials = []
+    for number in range(count):
+        target = TASKS[number % len(TASKS)]
+        source = target if number < len(TASKS) else TASKS[int(rng.integers(len(TASKS)))]
+        gain = quality[source] if source != target else 0.0
+        params = {"source": source, "target": target, "lr": 10 ** rng.uniform(-5, -1), "layers": 2}
+        value = 0.5 + gain + rng.normal(0, 0.02)
+        trials.append(create_trial(params=params, distributions=SPACE, value=value))
+    return trials
+
+
+def study_of(count: int, url: str | None) -> optuna.Study:
+    """Make a study of finished trials; nothing waits for the disk meanwhile."""
+    storage = None if url is None else RDBStorage(url)
+    if storage is not None:
+        event.listen(
+            storage.engine, "connect", lambda db, _: db.execute("PRAGMA synchronous = OFF")
+        )
+        storage.engine.dispose()
+    study = optuna.create_study(storage=storage, study_name="bench", direction="maximize")
+    study.add_trials(finished_trials(count))
+    return study
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What trials took in a study that many others have finished of."""
+
+    first: float
+    each: float
+    each_cpu: float
+
+
+def grown(count: int, made: Path | None, adapter: str, n_trials: int) -> Grown:
+    """Run one trial, which reads the study, and then others."""
+    rule, _ = learning_rule(TASKS)
+    sampler: BaseSampler = RandomSampler(seed=0)
+    if adapter == "TransferSampler + LearningRule":
+        sampler = TransferSampler(rule, base_sampler=sampler)
+    rng = np.random.default_rng(1)
+
+    def objective(trial: optuna.Trial) -> float:
+        objective_of(0.0)(trial)
+        return float(rng.normal(0.5, 0.05))
+
+    judged = gate(objective, rule) if adapter.startswith("gate") else objective
+    with tempfile.TemporaryDirectory() as folder:
+        if made is None:
+            study = study_of(count, None)
+        else:
+            url = f"sqlite:///{shutil.copy(made, folder)}"
+            study = optuna.load_study(storage=url, study_name="bench")
+        study.sampler = sampler
+        started = time.perf_counter()
+        study.optimize(judged, n_trials=1)
+        first = time.perf_counter() - started
+        started, cpu_started = time.perf_counter(), time.process_time()
+        study.optimize(judged, n_trials=n_trials)
+        cpu, seconds = time.process_time() - cpu_started, time.perf_counter() - started
+    return Grown(first, seconds / n_trials, cpu / n_trials)
+
+
+def compare_learning(counts: list[int], repeats: int) -> Table:
+    """Time studies with and without a rule that learns; repeats are interleaved."""
+    table = Table(
+        *("finished", "storage", "adapter", "first trial, s", "ms a trial", "of them CPU"),
+        *("ratio",),
+        title="A trial of a study that has grown, median (range) of interleaved repeats",
+    )
+    for count in counts:
+        n_trials = max(20, count // 50)
+        for where in ("memory", "sqlite"):
+            runs: dict[str, list[Grown]] = {adapter: [] for adapter in LEARNING}
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder) / "study.db" if where == "sqlite" else None
+                if made is not None:
+                    study_of(count, f"sqlite:///{made}")
+                for repeat in range(repeats):
+                    turn = repeat % len(LEARNING)
+                    for adapter in LEARNING[turn:] + LEARNING[:turn]:
+                        runs[adapter].append(grown(count, made, adapter, n_trials))
+            for adapter, found in runs.items():
+                pairs = zip(found, runs["none"], strict=True)
+                ratios = [run.each / without.each for run, without in pairs]
+                table.add_row(
+                    str(count),
+                    where,
+                    adapter,
+                    spread([run.first for run in found], ".2f"),
+                    spread([1000 * run.each for run in found], ".1f"),
+                    spread([1000 * run.each_cpu for run in found], ".1f"),
+                    "1" if adapter == "none" else spread(ratios, ".2f"),
+                )
+        table.add_section()
+    return table
+
+
+def weigh(n_tasks: int) -> list[str]:
+    """Make a rule of very many pairs and have it learn, in this process; one row of the table."""
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def seconds(action: Callable[[], object]) -> str:
+        started = time.process_time()
+        action()
+        return f"{time.process_time() - started:.2f}"
+
+    LearningRule(TransferPredictor(), pairs=ordered_pairs(TASKS[:3])).refitted(
+        pd.DataFrame({"source": [TASKS[0]], "target": [TASKS[1]], "gain": [0.1]})
+    )
+    before = peak()
+    started = time.process_time()
+    rule, pairs = learning_rule([f"task-{i:04}" for i in range(n_tasks)])
+    made = f"{time.process_time() - started:.2f}"
+    measured = pairs.sample(500, random_state=0)
+    gains = np.random.default_rng(2).normal(0, 0.02, len(measured))
+    measured = measured.assign(gain=gains + 0.02 * measured["attribution_score"])
+    refits = [seconds(lambda n=n: rule.refitted(measured[:n])) for n in (10, 100, 500)]  # type: ignore[misc]
+    pickled = len(pickle.dumps(rule)) / 1e6
+    return [
+        str(n_tasks),
+        f"{len(pairs):,}",
+        made,
+        *refits,
+        f"{pickled:.1f}",
+        f"{peak() - before:.0f}",
+    ]
+
+
+def weigh_all(counts: list[int]) -> Table:
+    """Weigh rules one after the other, each in a process of its own."""
+    table = Table(
+        *("tasks", "pairs", "made", "refit, 10 measured", "100", "500", "pickled, MB"),
+        *("peak memory, MiB more",),
+        title="A LearningRule of very many pairs, seconds of CPU",
+    )
+    for count in counts:
+        command = [sys.executable, __file__, "--one", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        table.add_row(*done.stdout.strip().split(";"))
+    return table
+
+
+def compare_all(settings: tuple[Setting, ...], adapters: list[str]) -> Table:
+    """Time whole studies with each adapter and without."""
     # What is imported on first use is not a study's to pay for.
     for adapter in adapters:
         for where in ("memory", "sqlite"):
@@ -178,8 +355,33 @@ def main() -> None:
             for row in compare(setting, where, adapters):
                 table.add_row(*row)
             table.add_section()
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
+    parser.add_argument("--learning", action="store_true", help="a rule that learns, instead")
+    parser.add_argument("--finished", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--repeats", type=int, default=3, help="of --learning")
+    parser.add_argument("--tasks", type=int, nargs="+", help="rules over so many tasks, instead")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(*weigh(options.one), sep=";")
+        return
+    settings = QUICK if options.quick else SETTINGS
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    adapters = [*ADAPTERS]
+    started, load = time.perf_counter(), os.getloadavg()[0]
     console = Console(width=max(150, Console().width))
-    console.print(table)
+    if options.tasks:
+        console.print(weigh_all(options.tasks))
+    elif options.learning:
+        grown(30, None, LEARNING[-1], 3)
+        console.print(compare_learning(options.finished, options.repeats))
+    else:
+        console.print(compare_all(settings, adapters))
     console.print(
         f"{platform.platform()}, Python {platform.python_version()}, Optuna {optuna.__version__}, "
         f"{os.cpu_count()} cores, load average {load:.1f} at the start and "
