@@ -211,13 +211,13 @@ def test_a_folder_that_holds_no_tasks_is_told(
 TOLD = {
     "random": "random",
     "attributions alone, before any transfer was measured": "attributions, nothing measured",
-    "attributions alone, eight looked at again": "attributions, looked at again",
+    "attributions alone, eight re-ranked": "attributions, looked at again",
     "popularity": "popularity",
-    "popularity, eight looked at again": "popularity, looked at again",
-    "a look at all pairs": "first look on dev",
+    "popularity, eight re-ranked": "popularity, looked at again",
+    "proxy score of all pairs": "first look on dev",
     "attributions fitted on other targets' transfers": "attributions, fitted",
-    "the same, eight looked at again": "attributions, fitted, looked at again",
-    "everything fitted, eight looked at again": "all, fitted, looked at again",
+    "the same, eight re-ranked": "attributions, fitted, looked at again",
+    "everything fitted, eight re-ranked": "all, fitted, looked at again",
 }
 
 
