@@ -87,6 +87,16 @@ def _write_together(storage: Any, trial_id: int, attributes: Mapping[str, Any]) 
             )
 
 
+def write_system_attribute(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write what is for samplers of other processes, of a trial that runs."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:
+    """Find the parameters that a trial was enqueued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
+
+
 def fixed_params(trial: Trial) -> dict[str, Any]:
     """Find the parameters that were enqueued for a live trial, or fixed by `fix_param`."""
     fixed: dict[str, Any] = getattr(trial, "_fixed_params", {})

@@ -1,92 +1,64 @@
 """The pair that a trial gets where the rule says which one is worth most.
 
-What it must satisfy: the study is read once, and the pair follows from its storage alone, up to
-trials of this process whose parameters are not in there yet.
+What it must satisfy: the study is read once, and the pair follows from its storage alone, whichever
+process asks; and trials that ask in the same moment get different pairs, while there are any.
 """
 
 from __future__ import annotations
 
-import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from transfer_pruner.rule.elimination import EliminationRule
-from transfer_pruner.rule.tried import NextPair, Pair, Setting, TriedPairs, setting_of
+from transfer_pruner.rule.tried import NextPair, Pair, Setting
 from transfer_pruner.tasks import PairParams, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
-from transfer_pruner_optuna.records import ran
-from transfer_pruner_optuna.spaces import count_values
+from transfer_pruner_optuna.claims import Claim, Claims, give_way_before, may_wait, write_claim
+from transfer_pruner_optuna.history import History
 
 Params = dict[str, Any]
 
+_PATIENCE = 0.5
+"""Seconds for which a trial waits in all until those that began later give way: then it does."""
+_PAUSE = 0.02
+"""Seconds from one look at the storage to the next."""
+_ROUNDS = 50
+"""Pairs that a trial chooses and finds taken in that moment, before it shares one."""
 
-class History(TriedPairs):
-    """What a study has tried of each pair; what has finished is read once.
 
-    Parameters
+@dataclass(frozen=True)
+class _Drawn:
+    """What a trial would be, and the parameters that make it so."""
+
+    claim: Claim
+    pair: Params
+    params: Params
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a base sampler proposes for a trial.
+
+    Attributes
     ----------
-    pair_of : PairParams
+    params : dict of str to value
+    ask : callable without parameters
+        Makes others.
+    times : int
+        How often it can be asked again.
     """
 
-    def __init__(self, pair_of: PairParams) -> None:
-        super().__init__()
-        self._pair_of = pair_of
-        self._first: int | None = None
-        self._read = 0
-        self._unfinished: list[int] = []
-        self.running: list[FrozenTrial] = []
-
-    def update(self, study: optuna.Study) -> None:
-        """Read what is new in the study."""
-        trials = whole_study(study).get_trials(deepcopy=False)
-        first = trials[0]._trial_id if trials else None
-        if len(trials) < self._read or (self._first is not None and first != self._first):
-            # Another study has come in its place.
-            self.__init__(self._pair_of)  # type: ignore[misc]
-        candidates = [*self._unfinished, *range(self._read, len(trials))]
-        self._first, self._read = first, len(trials)
-        self._unfinished = [i for i in candidates if not trials[i].state.is_finished()]
-        self.running = [
-            trials[i] for i in self._unfinished if trials[i].state == TrialState.RUNNING
-        ]
-        for i in candidates:
-            if trials[i].state.is_finished() and ran(trials[i]):
-                self._add(trials[i])
-
-    def _add(self, trial: FrozenTrial) -> None:
-        if (pair := self.pair(trial.params)) is not None:
-            spaces = self._pair_of.hyperparameters(trial.distributions)
-            self.add(
-                pair,
-                self.setting(trial.params),
-                has_result=trial.state == TrialState.COMPLETE,
-                has_failed=trial.state == TrialState.FAIL,
-                possible=math.prod(map(count_values, spaces.values())),
-            )
-
-    def pair(self, params: Mapping[str, Any]) -> Pair | None:
-        """Take the pair from a trial's parameters, if they have one."""
-        return self._pair_of(params) if self._pair_of.is_in(params) else None
-
-    def setting(self, params: Mapping[str, Any]) -> Setting:
-        """Take the hyperparameters from a trial's parameters."""
-        return setting_of(self._pair_of.hyperparameters(params))
-
-    def repeats(self, params: Mapping[str, Any]) -> bool:
-        """Whether a trial of the same pair has, or had, exactly these parameters."""
-        pair, setting = self.pair(params), self.setting(params)
-        if pair is None:
-            return False
-        return self.has(pair, setting) or any(
-            self.pair(trial.params) == pair and self.setting(trial.params) == setting
-            for trial in self.running
-        )
+    params: Params
+    ask: Callable[[], Params]
+    times: int
 
 
 class Ordering:
@@ -105,7 +77,7 @@ class Ordering:
         self._learns = learns
         self._lock = threading.RLock()
         self._histories: dict[Hashable, History] = {}
-        # Of trials of this process whose parameters are not in the storage yet.
+        # Of trials that were begun here: the second half of a pair goes with the first.
         self._chosen: dict[tuple[Hashable, int], Pair] = {}
         self._next = NextPair()
 
@@ -120,57 +92,151 @@ class Ordering:
         study: optuna.Study,
         trial: FrozenTrial,
         rule: EliminationRule,
+        proposal: Proposal,
         proposed: Mapping[str, Any],
         choices: Mapping[str, Sequence[Any]],
-        known: Mapping[str, Any],
-    ) -> Params | None:
-        """Choose the pair's parameters; None if the rule tells no order, or nothing of the pair.
+    ) -> tuple[Params, Params] | None:
+        """Choose the pair's parameters, and among what is proposed those that go with it.
 
-        Of a rule that does not learn it is the pair that an eliminated one gives way to.
+        None if the rule tells no order, or nothing of the pair. Of a rule that does not learn it is
+        the pair that an eliminated one gives way to. A pair that was tried at just the trial's
+        hyperparameters, as far as they stand, comes after others.
 
         Parameters
         ----------
         study, trial
         rule : EliminationRule
             Of this trial.
+        proposal : Proposal
         proposed : mapping of str to value
-            What the base sampler proposes: a pair of which no priority is told stands.
+            The pair of the proposal: one of which no priority is told stands.
         choices : mapping of str to sequence
             What the pair's parameters can be; one value where it is fixed.
-        known : mapping of str to value
-            The trial's parameters as far as they stand: a pair that was tried at just these
-            hyperparameters comes after others.
         """
         if len(self._pair_of.source_params) != 1:
             return None
+        of_source, of_target = self._pair_of.source_params[0], self._pair_of.target_param
+        sources = _by_name(choices[of_source])
+        targets = _by_name(choices.get(of_target, [self._pair_of.target]))
+        # Who is not asked again says here which hyperparameters it will be.
+        known = trial.params if proposal.times else trial.params | proposal.params
+        ask = self._next if self._learns else self._instead
+
+        def as_params(pair: Pair) -> Params:
+            source, target = pair
+            own = source if source is not None or None in sources else target
+            params = {of_source: sources[own]}
+            return params if self._pair_of.target else params | {of_target: targets[target]}
+
+        def draw(history: History, others: Claims, ahead: int) -> _Drawn | None:
+            claimed = [(other.pair, other.setting) for other in others.values()]
+            among: dict[str, Any] = {"sources": sources, "targets": _names(targets)}
+            among["instead_of"] = history.pair(proposed)
+
+            def best(setting: Setting, now: Proposal) -> _Drawn | None:
+                running: Counter[Any] = history.taken(claimed, setting)
+                for _ in range(ahead):
+                    running[ask(rule, history, setting, running, **among)] += 1
+                pair = ask(rule, history, setting, running, **among)
+                return pair and self._drawn(trial, now, as_params(pair), history, others)
+
+            drawn = best(history.setting(known), proposal)
+            if drawn is None or not history.repeats(drawn.claim, others):
+                return drawn
+            # No other hyperparameters are proposed: with these, another pair comes first.
+            return best(drawn.claim.setting, Proposal(drawn.params, proposal.ask, 0))
+
+        # Chosen when its first half was suggested, whose choices alone were known then.
+        pair = self._chosen.get((study_key(study), trial.number))
+        if pair is not None and _is_among(pair, sources, targets):
+            chosen = as_params(pair)
+            return chosen, self.without_repeats(study, trial, proposal, chosen)
+        drawn = self._settle(study, trial, draw)
+        if drawn is None:
+            return None
+        self._chosen[study_key(study), trial.number] = drawn.claim.pair
+        return drawn.pair, drawn.params
+
+    def without_repeats(
+        self, study: optuna.Study, trial: FrozenTrial, proposal: Proposal, pair: Params
+    ) -> Params:
+        """Have a pair that was chosen tried at other hyperparameters than before, if we can.
+
+        Parameters
+        ----------
+        study, trial
+        proposal : Proposal
+        pair : dict of str to value
+            Of the pair what the trial's parameters do not hold yet.
+        """
+        if not self.is_chosen(study, trial) or not proposal.times:
+            return proposal.params
+
+        def draw(history: History, others: Claims, ahead: int) -> _Drawn | None:
+            return self._drawn(trial, proposal, pair, history, others)
+
+        drawn = self._settle(study, trial, draw, of_shared=True)
+        return proposal.params if drawn is None else drawn.params
+
+    def _settle(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        draw: Callable[[History, Claims, int], _Drawn | None],
+        *,
+        of_shared: bool = False,
+    ) -> _Drawn | None:
+        """Draw, and say so, until no other trial has said the same in that moment.
+
+        Parameters
+        ----------
+        study, trial
+        draw : callable
+            Takes what is known of others, and how many of them take what comes next.
+        of_shared : bool
+            Say nothing unless another trial has the same pair.
+        """
+        until = time.monotonic() + _PATIENCE
         with self._lock:
-            history = self._history(study)
-            running = self._running(study, trial, history)
-            of_target = self._pair_of.target_param
-            sources = _by_name(choices[self._pair_of.source_params[0]])
-            targets = _by_name(choices.get(of_target, [self._pair_of.target]))
-            # Chosen when its first half was suggested, whose choices alone were known then.
-            pair = self._chosen.get((study_key(study), trial.number))
-            if pair is None or not _is_among(pair, sources, targets):
-                ask = self._next if self._learns else self._instead
-                pair = ask(
-                    rule,
-                    history,
-                    history.setting(known),
-                    running,
-                    sources=sources,
-                    targets=_names(targets),
-                    instead_of=history.pair(proposed),
-                )
-            if pair is None:
-                return None
-            self._chosen[study_key(study), trial.number] = pair
-        source, target = pair
-        own = source if source is not None or None in sources else target
-        params = {self._pair_of.source_params[0]: sources[own]}
-        if self._pair_of.target is not None:
-            return params
-        return params | {of_target: targets[target]}
+            others, ahead = self._history(study).claims(trial.number), 0
+            for _ in range(_ROUNDS):
+                drawn = draw(self._histories[study_key(study)], others, ahead)
+                if drawn is None:
+                    return None
+                claim = drawn.claim
+                if of_shared and not any(other.pair == claim.pair for other in others.values()):
+                    return drawn
+                write_claim(study, trial, claim)
+                now = self._history(study).claims(trial.number)
+                while (
+                    (rivals := claim.rivals(others, now))
+                    and may_wait(trial.number, claim, rivals)
+                    and time.monotonic() < until
+                ):
+                    time.sleep(_PAUSE)
+                    now = self._history(study).claims(trial.number)
+                if not rivals:
+                    break
+                others, ahead = now, give_way_before(trial.number, claim, rivals)
+            return drawn
+
+    def _drawn(
+        self,
+        trial: FrozenTrial,
+        proposal: Proposal,
+        pair: Params,
+        history: History,
+        others: Claims,
+    ) -> _Drawn | None:
+        """Ask again while the pair has been tried, or is claimed, at just these parameters."""
+        params = proposal.params
+        claim = history.claim(trial.params | params | pair)
+        for _ in range(proposal.times):
+            if claim is None or not history.repeats(claim, others):
+                break
+            params = proposal.ask()
+            claim = history.claim(trial.params | params | pair)
+        return None if claim is None else _Drawn(claim, pair, params)
 
     def _instead(
         self,
@@ -202,24 +268,6 @@ class Ordering:
         """Whether the trial's pair was chosen here."""
         return (study_key(study), trial.number) in self._chosen
 
-    def without_repeats(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        params: Params,
-        pair: Params,
-        ask: Callable[[], Params],
-        times: int,
-    ) -> Params:
-        """Ask again while the pair has been tried at just these parameters."""
-        with self._lock:
-            history = self._history(study)
-        for _ in range(times):
-            if not history.repeats(trial.params | params | pair):
-                break
-            params = ask()
-        return params
-
     def forget(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Forget a trial that has ended, or is about to begin."""
         self._chosen.pop((study_key(study), trial.number), None)
@@ -228,15 +276,6 @@ class Ordering:
         history = self._histories.setdefault(study_key(study), History(self._pair_of))
         history.update(study)
         return history
-
-    def _running(self, study: optuna.Study, trial: FrozenTrial, history: History) -> Counter[Pair]:
-        running: Counter[Pair] = Counter()
-        for other in history.running:
-            chosen = self._chosen.get((study_key(study), other.number))
-            pair = history.pair(other.params) or chosen
-            if other.number != trial.number and pair is not None:
-                running[pair] += 1
-        return running
 
 
 def searched(study: optuna.Study, name: str) -> set[str] | None:

@@ -37,7 +37,7 @@ from transfer_pruner_optuna._private import (
     write_attributes,
 )
 from transfer_pruner_optuna.evidence import Evidence
-from transfer_pruner_optuna.ordering import Ordering
+from transfer_pruner_optuna.ordering import Ordering, Proposal
 from transfer_pruner_optuna.records import PROPOSED, REDIRECTED, never_ran
 from transfer_pruner_optuna.spaces import PairSpaces, Spaces
 from transfer_pruner_optuna.survivors import Params, Survivors
@@ -134,7 +134,8 @@ class Redirector:
     ) -> Any:
         """Settle one parameter; the first of a pair decides on all of it."""
         if name not in self._pair_of.params:
-            return self._without_repeats(study, trial, ask(), {}, ask)[name]
+            proposal = Proposal(ask(), ask, self._times_again)
+            return self._ordering.without_repeats(study, trial, proposal, {})[name]
         self._spaces.remember(study, {name: space})
         planned = self._pair(study, trial).planned
         if name in planned:
@@ -180,12 +181,10 @@ class Redirector:
         audited = verdict is not None and verdict.audit
         chosen = None
         if (self._learns or not stands) and not audited:
-            # Who is not asked again says here which hyperparameters it will be.
-            known = trial.params if self._times_again else trial.params | params
-            chosen = self._ordering.choose(study, trial, pair.rule, first, choices, known)
+            proposal = Proposal(params, ask, self._times_again)
+            chosen = self._ordering.choose(study, trial, pair.rule, proposal, first, choices)
         if chosen is not None:
-            params = self._without_repeats(study, trial, params, chosen, ask)
-            proposed, stands = chosen, True
+            (proposed, params), stands = chosen, True
         for _ in range(self._times_again):
             if stands:
                 break
@@ -207,19 +206,6 @@ class Redirector:
     @property
     def _times_again(self) -> int:
         return _TIMES_ASKED - 1 if isinstance(self._base_sampler, _ASKED_AGAIN) else 0
-
-    def _without_repeats(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        params: Params,
-        pair: Params,
-        ask: Callable[[], Params],
-    ) -> Params:
-        """Have a pair that was chosen trained at other hyperparameters than before, if we can."""
-        if not self._ordering.is_chosen(study, trial):
-            return params
-        return self._ordering.without_repeats(study, trial, params, pair, ask, self._times_again)
 
     def _completed(
         self, study: optuna.Study, trial: FrozenTrial, params: Params, spaces: Spaces

@@ -18,7 +18,8 @@ from transfer_pruner.rule.settled import check_stopping, settled
 from transfer_pruner.tasks import PairParams, SourceParam, task_name
 from transfer_pruner_optuna._private import study_key, whole_study
 from transfer_pruner_optuna.evidence import Evidence
-from transfer_pruner_optuna.ordering import History, searched
+from transfer_pruner_optuna.history import History
+from transfer_pruner_optuna.ordering import searched
 from transfer_pruner_optuna.records import SETTLED, records_from_trials
 from transfer_pruner_optuna.sampler import TransferSampler
 
@@ -54,7 +55,8 @@ class StopWhenSettled:
     share : float
         The search also ends when the most that is expected per second is at most this share of what
         it has gained per second so far: of the best scores over the baselines, summed over targets.
-        A trial counts with the mean seconds of all.
+        A pair's trial counts with the mean seconds of those that it had; before its first one, with
+        what its target's baseline took, times what transfers of the target and source take more.
     source_param, target_param, target, objective_index
         As for `TransferSampler`.
 

@@ -174,10 +174,10 @@ class History(TriedPairs):
         except Exception:
             return None
 
-    def pairs_running(self) -> Counter[Pair]:
-        """Count the running trials of every pair."""
-        pairs = map(self.pair, self.running.values())
-        return Counter(pair for pair in pairs if pair is not None)
+    def pairs_running(self, setting: Setting = frozenset()) -> Counter[Pair]:
+        """Count the running trials of every pair, as `TriedPairs.taken` does."""
+        pairs = [(self.pair(config), self.setting(config)) for config in self.running.values()]
+        return self.taken(((pair, own) for pair, own in pairs if pair is not None), setting)
 
     def repeats(self, pair: Pair, config: Mapping[str, Any]) -> bool:
         """Whether a trial of the pair has, or had, the hyperparameters of a configuration."""

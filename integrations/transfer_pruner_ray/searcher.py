@@ -371,7 +371,7 @@ class TransferSearcher(Searcher):
         try:
             if not verdict.eliminated and _private.is_given(self.searcher, inner_id):
                 return None
-            return choose(rule, history, setting, history.pairs_running(), **among)
+            return choose(rule, history, setting, history.pairs_running(setting), **among)
         except Exception as error:
             self._decider.warn("order", f"no pair could be chosen, suggestions stand: {error!r}")
             return None

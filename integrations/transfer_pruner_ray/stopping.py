@@ -59,7 +59,8 @@ class StopWhenSettled(Stopper, Callback):
     share : float
         The search also ends when the most that is expected per second is at most this share of what
         it has gained per second so far: of the best scores over the baselines, summed over targets.
-        A trial counts with the mean seconds of all.
+        A pair's trial counts with the mean seconds of those that it had; before its first one, with
+        what its target's baseline took, times what transfers of the target and source take more.
     source_param, target_param, target
         As for `TransferSearcher`.
 

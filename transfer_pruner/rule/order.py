@@ -6,7 +6,7 @@ costs no look at every pair in Python.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -76,11 +76,17 @@ class PairOrder:
 
         Minus infinity if all are done.
         """
-        for row in self._unknown_first(self._among(sources, targets)):
-            if self._pair(row) not in done:
-                priority = self._priority.item(row)
+        for pair, priority in self.each(sources, targets):
+            if pair not in done:
                 return None if np.isnan(priority) else priority
         return -np.inf
+
+    def each(
+        self, sources: Collection[str], targets: Collection[str]
+    ) -> Iterator[tuple[Pair, float]]:
+        """Go through pairs and priorities: first those without one, then the highest first."""
+        for row in self._unknown_first(self._among(sources, targets)):
+            yield self._pair(row), self._priority.item(row)
 
     def _unknown_first(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         unknown = np.isnan(self._priority[rows])

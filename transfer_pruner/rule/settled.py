@@ -7,14 +7,15 @@ be told, the search goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.rule.order import PairOrder
-from transfer_pruner.rule.tried import TriedPairs
+from transfer_pruner.rule.tried import Pair, TriedPairs
 from transfer_pruner.tasks import PairParams
 
 _ENOUGH = 5
@@ -37,8 +38,8 @@ def settled(
     .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
 
     over the surviving pairs that have a next trial, which has to rest on five transfers at least;
-    or if per second the highest of these expectations is at most a share of what the search has
-    gained per second so far.
+    or if that is so of every pair with :math:`\tau` or a share of what the search has gained per
+    second so far, times the seconds of the pair's trial, whichever is more.
 
     Parameters
     ----------
@@ -58,21 +59,27 @@ def settled(
     -------
     dict or None
         ``reason``, ``priority`` (the highest; left out where no pair has a next trial) and
-        ``tolerance``, the one of the two that was higher.
+        ``tolerance``, the one of the two that was higher for that pair.
     """
     learnt = rule.settings.get("transfers")
     if not learnt or not targets or not all(map(tried.has_baseline, targets)):
         return None
     done = {pair for pair in tried.done if isinstance(pair[0], str)}
-    highest = PairOrder(rule).highest(sources, targets, done)
+    order = PairOrder(rule)
+    highest = order.highest(sources, targets, done)
     if highest is None:
         return None
-    worth = share * gained_by_a_trial(records()) if share and highest > tolerance else 0.0
-    told_share = worth > tolerance
-    tolerance = max(tolerance, worth)
-    if highest > tolerance:
-        return None
     told: dict[str, Any] = {"tolerance": tolerance}
+    if highest > tolerance:
+        if not share:
+            return None
+        left = [*_above(order, sources, targets, done, tolerance)]
+        seconds = PairSeconds(records())
+        worth = share * seconds.gained_per_second
+        if any(priority > worth * seconds.of(pair) for pair, priority in left):
+            return None
+        seconds_of_best = seconds.of(left[0][0])
+        told["tolerance"] = worth * seconds_of_best
     if math.isfinite(highest):
         if learnt < _ENOUGH:
             return None
@@ -81,23 +88,85 @@ def settled(
             f"of no pair the next trial is expected to improve its target by more than "
             f"{tolerance:g}; the most is {highest:.2g}"
         )
-        if told_share:
-            why += f", and {share:g} of the gain per second so far is {tolerance:.2g} in a trial"
+        if highest > tolerance:
+            why = (
+                "of no pair the next trial is expected to improve its target by more than its "
+                f"seconds are worth; the most is {highest:.2g}, and {share:g} of the gain per "
+                f"second so far is {told['tolerance']:.2g} in a trial of {seconds_of_best:.3g} "
+                "seconds"
+            )
     else:
         why = "every surviving pair has been tried at every setting"
     told["reason"] = f"{why}; learnt from {learnt} transfers to {len(targets)} targets."
     return told
 
 
-def gained_by_a_trial(records: Iterable[TrialRecord]) -> float:
-    """Compute what a search has gained per second so far, times the mean seconds of a trial.
+def _above(
+    order: PairOrder,
+    sources: Collection[str],
+    targets: Collection[str],
+    done: Collection[Pair],
+    tolerance: float,
+) -> Iterator[tuple[Pair, float]]:
+    for pair, priority in order.each(sources, targets):
+        if priority <= tolerance:
+            return
+        if pair not in done:
+            yield pair, priority
 
-    The sum over targets of the best score over the best baseline, by the number of trials that
-    trained: seconds cancel out. 0 without trials.
+
+class PairSeconds:
+    """What trials take, by those that trained: the seconds of any pair, and what they have gained.
+
+    A pair takes the mean of its own trials. Another one takes as many times the seconds of its
+    target's baseline as transfers do on average, by how much more than that is for its target, and
+    for its source. Where no trial took any time all take one second.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
     """
-    ran = [record for record in records if record.outcome == "trained"]
+
+    def __init__(self, records: Iterable[TrialRecord]) -> None:
+        trained = [record for record in records if record.outcome == "trained"]
+        known = any(record.seconds > 0 for record in trained)
+        every = [(r.source, r.target, r.seconds if known else 1.0) for r in trained]
+        self._pairs = _means(((source, target), seconds) for source, target, seconds in every)
+        baselines = [(target, seconds) for source, target, seconds in every if source is None]
+        self._baselines = {target: mean for target, mean in _means(baselines).items() if mean}
+        of_all = self._baselines.values()
+        self._usual = sum(of_all) / len(of_all) if of_all else 1.0
+        times = [
+            (source, target, seconds / self._baselines.get(target, self._usual))
+            for source, target, seconds in every
+            if source is not None
+        ]
+        self._times = _means((None, ratio) for _, _, ratio in times).get(None) or 1.0
+        self._targets = _means((target, ratio / self._times) for _, target, ratio in times)
+        self._sources = _means((source, ratio / self._times) for source, _, ratio in times)
+        spent = sum(seconds for _, _, seconds in every)
+        self.gained_per_second = _gained(trained) / spent if spent else 0.0
+        """The best scores over the best baselines, summed over targets, by the seconds of all."""
+
+    def of(self, pair: Pair) -> float:
+        """Estimate the seconds of a pair's next trial."""
+        source, target = pair
+        if pair in self._pairs:
+            return self._pairs[pair]
+        times = self._times * self._targets.get(target, 1.0) * self._sources.get(source, 1.0)
+        return self._baselines.get(target, self._usual) * times
+
+
+def _means(values: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    several: defaultdict[Any, list[float]] = defaultdict(list)
+    for key, value in values:
+        several[key].append(value)
+    return {key: sum(of) / len(of) for key, of in several.items()}
+
+
+def _gained(trained: Iterable[TrialRecord]) -> float:
     best: dict[tuple[str, bool], float] = {}
-    for record in ran:
+    for record in trained:
         if math.isfinite(record.value):
             score = record.value if record.maximize else -record.value
             key = record.target, record.source is None
@@ -107,7 +176,7 @@ def gained_by_a_trial(records: Iterable[TrialRecord]) -> float:
         for (target, is_baseline), score in best.items()
         if not is_baseline and (target, True) in best
     ]
-    return sum(gain for gain in gains if gain > 0) / len(ran) if ran else 0.0
+    return sum(gain for gain in gains if gain > 0)
 
 
 def check_stopping(

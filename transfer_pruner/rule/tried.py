@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,33 @@ class TriedPairs:
         return {
             pair for pair, tried in self._tried.items() if tried.is_exhausted or tried.is_failing
         }
+
+    def taken(
+        self, running: Iterable[tuple[Pair, Setting]], setting: Setting = frozenset()
+    ) -> Counter[Pair]:
+        """Count the running trials of every pair.
+
+        A pair of which they leave no setting, or of which one runs at just the setting of the trial
+        that asks, is behind those that were tried at it.
+
+        Parameters
+        ----------
+        running : iterable of ((source, target), Setting)
+            Settings as far as they are known.
+        setting : Setting
+            The hyperparameters of the trial that asks, as far as they stand.
+        """
+        trials = [*running]
+        taken = Counter(pair for pair, _ in trials)
+        most = max((tried.possible for tried in self._tried.values()), default=math.inf)
+        for pair in taken:
+            tried = self._tried.get(pair, _Tried(possible=most))
+            # What has finished is counted by `behind`.
+            new = [own for of, own in trials if of == pair and own not in tried.settings]
+            leaves_none = new and len(tried.settings) + len(new) >= tried.possible
+            if leaves_none or (setting and setting in new):
+                taken[pair] += _LAST
+        return taken
 
     def due_baseline(
         self,

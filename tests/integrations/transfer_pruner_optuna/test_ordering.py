@@ -39,7 +39,7 @@ from transfer_pruner_optuna import (
     records_from_study,
     transfers_from_study,
 )
-from transfer_pruner_optuna.ordering import History
+from transfer_pruner_optuna.history import History
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -1,4 +1,4 @@
-"""Four processes of four threads, killed and resumed: the order of a search that was not."""
+"""Four processes of four threads, one order of pairs; killed and resumed, the same order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,23 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install psycopg[binary]")
     with postgresql(programs) as url:
         yield "postgresql", url
+
+
+@pytest.mark.slow
+def test_no_pair_is_trained_twice_at_the_same_settings_while_others_wait(
+    storage: tuple[str, str],
+) -> None:
+    kind, where = storage
+    optuna.create_study(study_name="s", storage=open_storage(kind, where), direction="maximize")
+    workers = [start(kind, where, 12, 0.05) for _ in range(N_PROCESSES)]
+    assert [worker.wait(timeout=280) for worker in workers] == [0] * N_PROCESSES
+    trials = load(kind, where).trials
+    assert len(trials) == 48
+    seen = Counter((*pair(t), t.params["layers"]) for t in trials)
+    assert {setting: count for setting, count in seen.items() if count > 1} == {}
+    baselines = [t.params["target"] for t in trials if len({*pair(t)}) == 1]
+    assert sorted(baselines) == TASKS, "one each, before any pair that is worth less"
+    assert all(len({*pair(t)}) == 2 for t in trials[24:])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from transfer_pruner import Decision, EliminationRule
 from transfer_pruner.records import TrialRecord
-from transfer_pruner.rule.settled import gained_by_a_trial, settled
+from transfer_pruner.rule.settled import PairSeconds, settled
 from transfer_pruner.rule.tried import TriedPairs, setting_of
 
 
@@ -60,12 +60,64 @@ def test_a_share_of_what_was_gained_in_the_time_of_a_trial_is_a_tolerance_too() 
 
     records = [record(0, None, 0.5), record(1, "a", 0.7), record(2, "b", 0.4)]
     records += [record(3, None, 0.3), record(4, "a", math.nan, "failed")]
-    assert gained_by_a_trial(records) == pytest.approx(0.2 / 4)
-    assert gained_by_a_trial([replace(r, maximize=False) for r in records]) == 0
-    assert gained_by_a_trial([]) == 0
+    gained = PairSeconds(records).gained_per_second
+    assert gained == pytest.approx(0.2 / 12)
+    assert PairSeconds([replace(r, maximize=False) for r in records]).gained_per_second == 0
+    assert PairSeconds([]).gained_per_second == 0
+    # Where seconds are not known trials count.
+    assert PairSeconds(
+        [replace(r, seconds=0.0) for r in records]
+    ).gained_per_second == pytest.approx(0.05)
     args = learnt(a=0.001, b=0.02), tried(None), ["a", "b"], ["t"]
     assert settled(*args, 0.001, 0.3, lambda: records) is None
     told = settled(*args, 0.001, 0.5, lambda: records)
     assert told is not None
     assert told["tolerance"] == pytest.approx(0.025)
-    assert "0.5 of the gain per second so far is 0.025 in a trial" in told["reason"]
+    assert "0.5 of the gain per second so far is 0.025 in a trial of 3 seconds" in told["reason"]
+
+
+def timed(source: str | None, target: str, seconds: float, value: float = 0.5) -> TrialRecord:
+    return TrialRecord(0, source, target, "trained", seconds, value)
+
+
+def test_a_pair_takes_its_own_seconds_or_what_its_target_and_its_source_take() -> None:
+    seconds = PairSeconds(
+        [
+            *(timed(None, "t", 1.0), timed(None, "u", 3.0)),
+            *(timed("a", "t", 2.0), timed("a", "t", 4.0), timed("b", "t", 9.0)),
+        ]
+    )
+    assert seconds.of(("a", "t")) == 3.0
+    assert seconds.of(("b", "t")) == 9.0
+    # Transfers to t take 5 times what its baseline takes; a takes less than that, and b more.
+    assert seconds.of(("x", "u")) == pytest.approx(3 * 5)
+    assert seconds.of(("a", "u")) == pytest.approx(3 * 5 * 3 / 5)
+    assert seconds.of(("b", "u")) == pytest.approx(3 * 5 * 9 / 5)
+    assert seconds.of(("x", "new")) == pytest.approx(2 * 5), "two are the mean of baselines"
+    assert PairSeconds([]).of(("x", "t")) == 1
+
+
+def test_a_pair_that_takes_long_has_to_be_worth_more() -> None:
+    rule = EliminationRule(
+        {
+            ("a", "long"): Decision(False, math.nan, 0.5, "", 0.02),
+            ("a", "short"): Decision(False, math.nan, 0.5, "", 0.01),
+        },
+        {"transfers": 5},
+    )
+    pairs = TriedPairs()
+    records = [timed("b", "short", 1.0, 0.6)]
+    for target, took in (("long", 30.0), ("short", 1.0)):
+        pairs.add((None, target), setting_of({}), has_result=True)
+        records.append(timed(None, target, took))
+    # Gained: 0.1 in 32 seconds. Of a trial of 30 seconds as much is asked as of 30 trials of one.
+    assert [PairSeconds(records).of(("a", target)) for target in ("short", "long")] == [1, 30]
+
+    def ends(share: float) -> bool:
+        targets = ["short", "long"]
+        return settled(rule, pairs, ["a"], targets, 0.001, share, lambda: records) is not None
+
+    assert ends(0.01 / (0.1 / 32) * 1.01)
+    # With the mean seconds of all it would have ended.
+    assert not ends(0.01 / (0.1 / 32) * 0.99)
+    assert 0.01 / (0.1 / 32) * 0.99 * (0.1 / 3) > 0.02

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from transfer_pruner import Decision, EliminationRule
-from transfer_pruner.rule.tried import NextPair, Pair, TriedPairs, setting_of
+from transfer_pruner.rule.tried import NextPair, Pair, Setting, TriedPairs, setting_of
 
 TASKS = ["a", "b", "t"]
 LOW, HIGH = setting_of({"lr": 0.1}), setting_of({"lr": 1.0})
@@ -67,6 +67,30 @@ def test_what_was_tried_at_these_settings_comes_after_what_is_running() -> None:
     tried.add(("a", "t"), HIGH, has_result=True, possible=2)
     assert tried.done == {("a", "t")}
     assert pair_next(tried, lr=10.0) == ("b", "t")
+
+
+def test_a_pair_of_which_every_setting_runs_comes_after_those_that_have_one_left() -> None:
+    tried = with_baseline()
+    for source in ("a", "b"):
+        tried.add((source, "t"), LOW, has_result=True, possible=2)
+    running: list[tuple[Pair, Setting]] = [(("a", "t"), HIGH)]
+    high = {"sources": TASKS, "targets": ["t"]}
+    assert NextPair()(rule(), tried, setting_of({}), tried.taken(running), **high) == ("b", "t")
+    # b runs twice, at settings that are not known yet: fewer trials of a are behind it.
+    running += [(("b", "t"), setting_of({})), (("b", "t"), setting_of({}))]
+    taken = tried.taken(running)
+    assert taken["a", "t"] < taken["b", "t"]
+    assert tried.taken([(("a", "t"), LOW)])["a", "t"] == 1, "tried at it, and at it again"
+
+
+def test_a_pair_that_runs_at_just_these_settings_comes_after_one_that_runs_at_others() -> None:
+    tried = with_baseline()
+    running: list[tuple[Pair, Setting]] = [(("a", "t"), LOW), (("b", "t"), HIGH)]
+    for setting, pair in ((LOW, ("b", "t")), (HIGH, ("a", "t"))):
+        found = NextPair()(
+            rule(), tried, setting, tried.taken(running, setting), sources=TASKS, targets=["t"]
+        )
+        assert found == pair
 
 
 def test_a_failed_trial_may_be_tried_again_and_three_are_enough() -> None:
