@@ -94,7 +94,7 @@ def estimate_audit(
     """Estimate from a search's audit trials what its elimination misses.
 
     The intervals hold for the eliminated trials of this search, of which the audited ones are a
-    random sample. A trial stands for its pair with the hyperparameters that it had.
+    random sample. A trial represents its pair with the hyperparameters that it had.
 
     Parameters
     ----------

@@ -337,7 +337,7 @@ def regret(
     """Measure what elimination lost, from an exhaustive search's trials.
 
     For each target the best trial is chosen on one split and its score reported on another; ties go
-    to the trial that stands first.
+    to the trial that comes first.
 
     Parameters
     ----------

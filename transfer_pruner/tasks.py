@@ -81,13 +81,13 @@ def source_name(source: Source) -> str:
 
 @dataclass(frozen=True)
 class PairParams:
-    """Where the pair stands among a trial's parameters.
+    """Which of a trial's parameters hold the pair.
 
     Parameters
     ----------
     source_param : str, sequence of str, or callable of a mapping
         Several for joint transfer, each with one of the trial's sources or none. A parameter's
-        value may also be a list or tuple of sources. A pattern stands for a parameter of each
+        value may also be a list or tuple of sources. A pattern names a parameter of each
         branch: ``source_{target}`` for the one that is called after the trial's target,
         ``source_*`` for any that matches. A callable takes the trial's parameters and returns the
         source, or raises KeyError where there is none.

@@ -38,8 +38,8 @@ _INVALID = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # What mends a refusal, which no later attempt does; what stands not here is taken for an outage.
 _REMEDIES = dict.fromkeys(_INVALID, "mend what it names") | {
     "ENDPOINT_NOT_FOUND": "is this the address of an MLflow server?",
-    "RESOURCE_DOES_NOT_EXIST": "what it names is gone, or stands on another server",
-    "NOT_FOUND": "what it names is gone, or stands on another server",
+    "RESOURCE_DOES_NOT_EXIST": "what it names is gone, or is on another server",
+    "NOT_FOUND": "what it names is gone, or is on another server",
     "PERMISSION_DENIED": "sign in as somebody who may write there",
     "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "CUSTOMER_UNAUTHORIZED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",

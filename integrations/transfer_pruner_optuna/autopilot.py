@@ -1,7 +1,7 @@
 """From single-task models and dev sets to a study and a report, in one call.
 
 What it must satisfy: it only puts together what users call themselves, each part of it can be given
-instead, and a call that was stopped is resumed by giving it again.
+instead, and the same call goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def autopilot(
         Finished trials in all, those of before included. Left out, the search goes on until it is
         settled.
     folder : path
-        Where embeddings, what the models gave, the study and ``report.html`` are kept: give the
-        same call again, and it goes on.
+        Where embeddings, the outputs of the models, the study and ``report.html`` are kept: the
+        same call goes on where it was stopped.
     target : str, optional
         The target task, where the objective suggests a source only.
     study : optuna.Study, optional

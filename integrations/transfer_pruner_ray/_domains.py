@@ -53,7 +53,7 @@ def at(node: Any, path: Path) -> Any:
     for key in path:
         if options(node)[0] != "constant":
             raise ValueError(
-                f"{path[-1]!r} stands in a grid or choice of its own, apart from the rest of the "
+                f"{path[-1]!r} is in a grid or choice of its own, apart from the rest of the "
                 f"pair, which cannot be filtered. {INSTEAD}"
             )
         if not isinstance(node, dict) or key not in node:

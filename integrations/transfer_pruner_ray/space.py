@@ -63,7 +63,7 @@ def filter_param_space(
     choice within a grid, or between nested spaces, each draws from what is kept of it. What is left
     of a grid is in the order in which it is worth a trial: single-task baselines, then the best
     pairs of all targets (`Decision.priority`), then those of which the rule tells nothing, and
-    audits, which it eliminates. A choice has no order. Where the pair stands beside other grids,
+    audits, which it eliminates. A choice has no order. Where the pair is beside other grids,
     Tune goes through all pairs for each of their values, or through all their values for each pair:
     by the names of the parameters, the first one of the alphabet varies fastest. Search
     algorithms such as OptunaSearch refuse a space with a grid, or with two choices that now depend
@@ -88,7 +88,7 @@ def filter_param_space(
         ``transfer_pruner_audit`` is the rule's fingerprint for an audit, else empty text.
     search_name : str, optional
         What audits are drawn from, together with the pair: the same in every process, and anew in
-        a search of another name. Left out, the name stands for the rule and for the space.
+        a search of another name. Left out, it is derived from the rule and the space.
 
     Returns
     -------

@@ -156,7 +156,7 @@ class Search:
 
     @property
     def pair(self) -> dict[str, Any]:
-        """Where the pair stands among a trial's parameters, as the adapters take it."""
+        """Which of a trial's parameters hold the pair, as the adapters take it."""
         return {
             "source_param": self.source_params,
             "target_param": self.target_param,

@@ -220,7 +220,7 @@ def source_ranking(
             fmt="none",
             ecolor="black",
             capsize=3,
-            label=f"{confidence:.0%} of gains, by out-of-fold residuals",
+            label=f"{confidence:.0%} of gains, by the predicted spread",
         )
     names = [written(name) for name in drawn["source"]]
     axes.set_yticks(range(len(drawn)), names, parse_math=False, fontsize=11)

@@ -193,7 +193,7 @@ def loses_best(
     pairs : DataFrame
         Columns source and target.
     gains : array of shape (n_pairs,)
-        Measured gains; the mean of a pair that stands more than once.
+        Measured gains; the mean of a pair that occurs more than once.
     tolerance : float
         In units of the score.
 

@@ -95,7 +95,7 @@ class Decisions(Mapping[Pair, Decision]):
     Raises
     ------
     ValueError
-        If a pair stands twice.
+        If a pair occurs twice.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Decisions(Mapping[Pair, Decision]):
         if len(twice):
             raise ValueError(
                 f"the pair {self.tasks[source[twice[0]]]!r} -> {self.tasks[target[twice[0]]]!r} "
-                "stands more than once."
+                "occurs more than once."
             )
         self._code = {task: code for code, task in enumerate(self.tasks)}
         counts = np.bincount(target, minlength=len(self.tasks))

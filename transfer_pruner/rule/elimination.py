@@ -235,7 +235,7 @@ class EliminationRule(DecidedPairs):
             Measured transfers of the calibration targets, columns source and target. Of a target
             that was measured with some of its sources only, the best of those is what is bounded.
         gains : array of shape (n_pairs,)
-            Measured gains; the mean of a pair that stands more than once. NaN gains are left out
+            Measured gains; the mean of a pair that occurs more than once. NaN gains are left out
             with a warning.
         risk : float in (0, 1)
             r, the probability that a target loses its best source. It takes at least

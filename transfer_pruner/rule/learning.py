@@ -204,8 +204,8 @@ class LearningRule:
         ----------
         scores : DataFrame
             As that of `transfer_pruner.score_pairs`: columns source, target and score, higher is
-            better within a target; and seconds, if they are to be counted. All pairs, or those that
-            are worth a look. A pair without a score keeps its place by attributions.
+            better within a target; and seconds, if they are to be counted. All pairs, or only
+            some. A pair without a score keeps its place by attributions.
 
         Returns
         -------

@@ -87,7 +87,7 @@ def scored_too(
 
     Both are standardised within the target and added up, where there is a proxy score with half the
     weight for what was known before; such a pair has 1 more, so that those that were thought worth
-    a look come before others that look alike.
+    a proxy score come before others like them.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def embed_many(
     r"""Embed text tasks from saved models into a directory, those that are not there already.
 
     A task is computed again if its model's or tokenizer's files, its texts or a setting changed,
-    and left alone otherwise; so a call that was stopped is resumed by giving it again. One model
+    and left alone otherwise; so the same call goes on where it was stopped. One model
     and one embedding are in memory at a time.
 
     Parameters

@@ -82,9 +82,9 @@ def score_pairs(
     text_column, label_column : str
         Of data frames.
     cache : path, optional
-        Folder of what the models gave. With it a call that was stopped is resumed by giving it
-        again, and only new models, changed ones and new examples are run. A torch module is told
-        from others by its class, its parts and its weights.
+        Folder of the outputs of the models. With it the same call goes on where it was stopped, and
+        only new models, changed ones and new examples are run. A torch module is recognised by
+        its class, its parts and its weights.
     batch_size : int
         Examples at once, those of one length or shape.
     max_length : int

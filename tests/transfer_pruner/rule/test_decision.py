@@ -113,13 +113,13 @@ def test_a_column_can_only_become_numbers() -> None:
 def test_a_pair_that_stands_twice_is_refused() -> None:
     names = ("source", "eliminated", "score", "probability", "rank", "candidates", "why")
     columns = {name: np.zeros(2, dtype=int) for name in names}
-    with pytest.raises(ValueError, match="the pair 'a' -> 'b' stands more than once"):
+    with pytest.raises(ValueError, match="the pair 'a' -> 'b' occurs more than once"):
         Decisions(["a", "b"], ["told so"], columns | {"target": np.ones(2, dtype=int)})
 
 
 def test_one_pair_under_two_types_of_name_is_refused() -> None:
     kept = Decision(False, 0.5, 0.5, "")
-    with pytest.raises(ValueError, match="the pair '1' -> 'a' stands more than once"):
+    with pytest.raises(ValueError, match="the pair '1' -> 'a' occurs more than once"):
         EliminationRule({("1", "a"): kept, (1, "a"): kept}, {})  # type: ignore[dict-item]
 
 
