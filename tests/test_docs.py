@@ -25,6 +25,7 @@ import optuna
 import pytest
 
 from transfer_pruner import Decision, EliminationRule
+from transfer_pruner._moved import MOVED
 from transfer_pruner.cli import main
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -196,6 +197,17 @@ def figures(page: str) -> set[str]:
     """Percentages and decimal fractions of a page's prose and tables."""
     text = re.sub(r"`[^`]*`|\]\([^)]*\)|Python 3\.\d+", "", prose(page)).replace("**", "")
     return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?%|(?<![\w.])\d*\.\d+", text))
+
+
+def test_the_migration_notes_name_every_module_that_moved() -> None:
+    told = dict(re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", read("docs/migrating.md"), re.M))
+    assert (
+        MOVED.items()
+        <= {
+            old.removeprefix("transfer_pruner."): new.removeprefix("transfer_pruner.")
+            for old, new in told.items()
+        }.items()
+    )
 
 
 @pytest.mark.parametrize("page", QUOTING)

@@ -23,7 +23,7 @@ from transfer_pruner.tables import pairs_table, trials_table
 from transfer_pruner_mlflow.note import REGRET, describe
 from transfer_pruner_mlflow.spool import Event, decode_record
 
-# Estimates change slowly and are expensive: at times of their own, but never further apart than this.
+# Estimates change slowly and are costly: at times of their own, never further apart than this.
 _ESTIMATE_MILLISECONDS = 60_000
 
 
