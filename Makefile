@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all coverage lint format examples docs bench-attribution bench-trec-is bench-text wheel compat newest clean
+.PHONY: help setup demo test test-slow test-all coverage lint format examples docs gallery bench-attribution bench-trec-is bench-text wheel compat newest clean
 
 help:           ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ examples: setup ## Run every example.
 
 docs: setup     ## Build the documentation into site/; a link that leads nowhere fails.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+gallery: setup  ## Draw the pictures of docs/gallery.md anew, by the code on that page.
+	$(BIN)/python docs/draw_gallery.py
 
 bench-attribution: setup ## Compare one sweep over all layers with Captum's walk.
 	$(BIN)/python examples/bench_attribution.py

@@ -23,6 +23,7 @@ from typing import Any
 import click
 import optuna
 import pytest
+from PIL import Image
 
 from transfer_pruner import Decision, EliminationRule
 from transfer_pruner._moved import MOVED
@@ -128,6 +129,11 @@ def test_the_python_of_a_page_runs_as_it_is_written(
     printed = capsys.readouterr().out
     for line in PRINTED.get(page, []):
         assert line in printed
+    if page == "docs/gallery.md":
+        shown = set(re.findall(r"\]\(gallery/(\S+)\)", read(page)))
+        assert {path.name for path in folder.glob("*.png")} == shown
+        for name in shown:
+            assert Image.open(folder / name).size == Image.open(DOCS / "gallery" / name).size
     if page == "docs/optuna.md":
         drawn = {path.name for path in folder.glob("*.html")}
         kinds = ("best", "tried", "savings", "gains", "pairs")
@@ -197,6 +203,14 @@ def figures(page: str) -> set[str]:
     """Percentages and decimal fractions of a page's prose and tables."""
     text = re.sub(r"`[^`]*`|\]\([^)]*\)|Python 3\.\d+", "", prose(page)).replace("**", "")
     return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?%|(?<![\w.])\d*\.\d+", text))
+
+
+def test_the_gallery_shows_every_figure() -> None:
+    plotting = importlib.import_module("transfer_pruner.plotting")
+    drawn = [name for name in plotting.__all__ if f"{name}_data" in plotting.__all__]
+    assert len(drawn) > 8
+    code = "".join(blocks("docs/gallery.md", "python"))
+    assert not [name for name in drawn if not re.search(rf"\b{name}\(", code)]
 
 
 def test_the_migration_notes_name_every_module_that_moved() -> None:
