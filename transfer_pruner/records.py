@@ -42,8 +42,8 @@ class TrialRecord:
         Without source and target.
     audit : bool
         Whether the rule eliminated the pair and it ran all the same, to measure what is missed.
-    maximize : bool
-        Whether a higher value is better.
+    maximize : bool, optional
+        Whether a higher value is better; None if nobody said, which most readers take for yes.
     scoring_seconds : float
         What the proxy scores took that the rule re-ranked by, once for the whole search: the same
         in every record of it. 0 where it re-ranked by none, or the host does not know.
@@ -72,7 +72,7 @@ class TrialRecord:
     reason: str = ""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     audit: bool = False
-    maximize: bool = True
+    maximize: bool | None = None
     scoring_seconds: float = 0.0
     priority: float = math.nan
 
@@ -91,7 +91,7 @@ def is_maximizing(records: Iterable[TrialRecord], maximize: bool | None = None) 
     """
     if maximize is not None:
         return maximize
-    directions = {record.maximize for record in records}
+    directions = {record.maximize is not False for record in records}
     if len(directions) > 1:
         raise ValueError(
             "records must be of one search, but some maximize and some minimize: read them apart, "

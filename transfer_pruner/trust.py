@@ -6,7 +6,7 @@ What it must satisfy: what was predicted has learnt nothing from the gains that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,7 +15,11 @@ import pandas as pd
 
 from transfer_pruner.embedding import TaskEmbedding
 from transfer_pruner.pairs import attribution_score, pair_columns
+from transfer_pruner.records import TrialRecord
+from transfer_pruner.rule.elimination import EliminationRule
+from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import FloatArray
+from transfer_pruner.transfers import transfers_from_records
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,42 @@ def ranking_trust(
     correlation = float(ranks[0] @ ranks[1]) / size if size > 0 else math.nan
     low, high = _interval(correlation, n_pairs - n_targets, level)
     return RankingTrust(correlation, low, high, level, n_pairs, n_targets)
+
+
+def trust_of_search(
+    records: Iterable[TrialRecord],
+    rule: EliminationRule | LearningRule | Mapping[str, TaskEmbedding],
+    *,
+    maximize: bool | None = None,
+) -> RankingTrust | None:
+    """Say what the trials of a search tell of the ranking that it began with.
+
+    Parameters
+    ----------
+    records : iterable of TrialRecord
+    rule : EliminationRule, LearningRule or mapping of str to TaskEmbedding
+        What ranked: of a rule that learns, as it was before any trial. What an `EliminationRule`
+        was made from is not known here: give none that learnt from these trials. Or embeddings.
+    maximize : bool, optional
+        Whether a higher value is better; left out, the records say.
+
+    Returns
+    -------
+    RankingTrust or None
+        None if no trial measured a gain, the rule ranks nothing, or it has learnt from a search.
+    """
+    try:
+        transfers = transfers_from_records(records, maximize=maximize)
+    except ValueError:
+        return None
+    if isinstance(rule, LearningRule):
+        rule = rule.refitted()
+    if isinstance(rule, EliminationRule):
+        if "transfers" in rule.settings:
+            return None
+        table = rule.table()
+        return None if table["score"].isna().all() else ranking_trust(table, transfers)
+    return ranking_trust(rule, transfers)
 
 
 def _named(table: pd.DataFrame, column: str) -> pd.DataFrame:

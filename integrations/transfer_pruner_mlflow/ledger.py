@@ -8,6 +8,7 @@ events when a figure needs it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -20,9 +21,13 @@ from transfer_pruner.progress import is_milestone
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.savings import Savings, estimate_savings
 from transfer_pruner.tables import pairs_table, trials_table
+from transfer_pruner.trust import RankingTrust
 from transfer_pruner_mlflow.note import REGRET, describe
 from transfer_pruner_mlflow.spool import Event, decode_record
 
+TRUST = "trust/"
+TRUST_METRICS = ("correlation", "low", "high", "level", "n_pairs", "n_targets")
+"""Of a `RankingTrust`, as metrics; one that is NaN is left out."""
 # Estimates change slowly and are costly: at times of their own, never further apart than this.
 _ESTIMATE_MILLISECONDS = 60_000
 
@@ -83,6 +88,18 @@ class Ledger:
         self._unestimated = self._corrected = False
         self._logged: dict[str, float] = {}
         self.ending: dict[str, Any] = {}
+
+    @property
+    def maximize(self) -> bool | None:
+        """Whether a higher value is better: what was said, else what all trials say."""
+        return self._maximize(self.records())
+
+    def _maximize(self, records: list[TrialRecord]) -> bool | None:
+        said: bool | None = self.settings.get("maximize")
+        if said is None:
+            told = {record.maximize for record in records if math.isfinite(record.value)} - {None}
+            return told.pop() if len(told) == 1 else None
+        return said
 
     @property
     def decided(self) -> int:
@@ -150,10 +167,24 @@ class Ledger:
 
     def answer(self, records: list[TrialRecord] | None = None) -> Answer | None:
         """Find what the search found; None where nobody said whether a higher value is better."""
-        maximize = self.settings.get("maximize")
+        records = self.records() if records is None else records
+        maximize = self._maximize(records)
         if maximize is None:
             return None
-        return find_answer(self.records() if records is None else records, maximize=maximize)
+        return find_answer(
+            records,
+            maximize=maximize,
+            dev_sizes=self.settings.get("dev_sizes"),
+        )
+
+    def trust(self) -> str:
+        """Say how far the rule's ranking holds here, if that was looked at."""
+        values = (self._logged.get(f"{TRUST}{name}") for name in TRUST_METRICS)
+        correlation, low, high, level, *counts = (math.nan if x is None else x for x in values)
+        if math.isnan(level):
+            return ""
+        n_pairs, n_targets = map(int, counts)
+        return str(RankingTrust(correlation, low, high, level, n_pairs, n_targets))
 
     @property
     def kind(self) -> str:
@@ -171,7 +202,7 @@ class Ledger:
 
     def _audit(self, records: list[TrialRecord]) -> AuditEstimate | None:
         """Estimate what elimination misses; None if no trial was audited."""
-        maximize = self.settings.get("maximize")
+        maximize = self._maximize(records)
         if maximize is None or not any(record.audit for record in records):
             return None
         return estimate_audit(records, maximize=maximize)
@@ -232,8 +263,9 @@ class Ledger:
 
         Where nobody said whether a higher value is better, there is no measured gain.
         """
-        maximize = self.settings.get("maximize")
-        pairs = pairs_table(self.records(), maximize=maximize is not False)
+        records = self.records()
+        maximize = self._maximize(records)
+        pairs = pairs_table(records, maximize=maximize is not False)
         if maximize is None:
             pairs = pairs.drop(columns="mean_gain")
         # JSON has no NaN: the UI shows an empty cell for a missing number.
@@ -247,6 +279,7 @@ class Ledger:
             self._savings(records),
             self._audit(records),
             regret=self._logged.get(REGRET),
+            trust=self.trust(),
             rule=self.settings.get("tags", {}).get("transfer_pruner.rule"),
         )
 

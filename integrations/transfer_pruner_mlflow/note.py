@@ -13,6 +13,10 @@ from transfer_pruner.savings import Savings
 REGRET = "savings/measured_regret"
 """Logged by who has run what was eliminated; the description tells it."""
 NOTE_ENDS = "Charts: metrics under `savings/`."
+_NO_ANSWER = (
+    "What was best is not said: nobody told whether a higher value is better. Give SavingsTracker "
+    "`study=` or `maximize=`."
+)
 # Characters that the table of the answer may take, and one of its cells.
 _ROOM, _LONGEST_CELL = 4500, 120
 
@@ -23,14 +27,15 @@ def describe(
     audit: AuditEstimate | None,
     *,
     regret: float | None = None,
+    trust: str = "",
     rule: str | None = None,
 ) -> str:
-    """Write the description as Markdown; of None nothing is said."""
+    """Write the description as Markdown; of None nothing is said, but why there is no answer."""
     lines = [
         f"**{answer.headline()}**" if answer is not None else "",
         f"**{savings.headline()} {_lost(audit, regret)}**",
         f"Why it stopped: {savings.stopped}" if savings.stopped else "",
-        _answer_table(answer) if answer is not None else "",
+        _answer_table(answer) if answer is not None else _NO_ANSWER,
         "| | seconds | |\n|---|---:|---|\n"
         f"| single-task training | {savings.single_task_seconds:.1f} | measured |\n"
         f"| attribution | {savings.attribution_seconds:.1f} | measured |\n"
@@ -41,6 +46,7 @@ def describe(
         f"| {savings.deciding_seconds:.1f} | measured |\n"
         f"| exhaustive search | {savings.estimated_exhaustive_seconds:.1f} | estimated |",
         f"Audit: {audit.headline()}" if audit is not None else "",
+        f"Ranking: {trust}" if trust else "",
         f"Rule: `{rule}`" if rule else "",
         f"{NOTE_ENDS} The best of every target: `savings/answer.csv`; every pair with its reason: "
         "`savings/pairs.csv`; every trial: `savings/decisions.csv`. What is named `estimated_` "

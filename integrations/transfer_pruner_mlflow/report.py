@@ -83,15 +83,17 @@ def _write(
     records, settings = ledger.records(), ledger.settings
     if not records:
         return {}
-    if settings["maximize"] is None:
+    maximize = ledger.maximize
+    if maximize is None:
         # Nothing can be said of gains and of what audits found.
         records = [replace(record, value=math.nan) for record in records]
     file = folder / REPORT
     write_report(
         records,
         file,
-        maximize=settings["maximize"] is not False,
+        maximize=maximize is not False,
         rule=rule,
+        dev_sizes=settings.get("dev_sizes"),
         single_task_seconds=settings["single_task_seconds"],
         attribution_seconds=settings["attribution_seconds"],
         scoring_seconds=settings.get("scoring_seconds", 0.0),

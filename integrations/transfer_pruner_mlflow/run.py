@@ -30,6 +30,7 @@ from transfer_pruner_mlflow.note import NOTE_ENDS
 SPOOL = "transfer_pruner.spool"
 SEARCH = "transfer_pruner.search"
 _BEST = "transfer_pruner.best/"
+_TRUST = "transfer_pruner.trust"
 _NOTE = "mlflow.note.content"
 _TABLES = "mlflow.loggedArtifacts"
 _BATCH = 1000
@@ -188,6 +189,8 @@ class SavingsRun:
         answer = ledger.answer()
         found = [one for one in answer.targets if one.best] if answer is not None else []
         params, tags = dict(run.data.params), {SEARCH: ledger.kind}
+        if trust := ledger.trust():
+            tags[_TRUST] = trust
         new: dict[str, str] = {}
         for one in found[:_MOST_PARAMS]:
             key, tag = accepted_name("best/", one.target), accepted_name(_BEST, one.target)

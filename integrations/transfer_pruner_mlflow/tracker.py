@@ -17,13 +17,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
+from transfer_pruner.answer import find_answer
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.savings import Savings
+from transfer_pruner.tasks import by_task
+from transfer_pruner.trust import trust_of_search
 from transfer_pruner_mlflow.attach import attach
 from transfer_pruner_mlflow.energy import EnergyMeter
-from transfer_pruner_mlflow.ledger import Ledger
+from transfer_pruner_mlflow.ledger import TRUST, TRUST_METRICS, Ledger
 from transfer_pruner_mlflow.report import (
     REPORT,
     artifact_name,
@@ -85,8 +88,11 @@ class SavingsTracker:
         What decides: its fingerprint and settings become tags, and parameters of a created run, and
         the seconds of its proxy scores are counted. Trials tell of them too.
     maximize : bool, optional
-        Whether a higher value is better. Left out and no `study` given, measured gains, audit
-        figures and what was best are left out too.
+        Whether a higher value is better. Left out and no `study` given, the trials of an Optuna
+        study say; where nobody does, measured gains, audit figures and what was best are left out.
+    dev_sizes : int or mapping of target to int, optional
+        How many examples a target's values were measured on, as for `find_answer`: the run then
+        tells how sure the answer is.
     single_task_seconds, attribution_seconds : float
         Seconds spent before the search, as for `estimate_savings`.
     spool : path
@@ -134,6 +140,7 @@ class SavingsTracker:
         study: optuna.Study | None = None,
         rule: EliminationRule | LearningRule | None = None,
         maximize: bool | None = None,
+        dev_sizes: int | Mapping[str, int] | None = None,
         single_task_seconds: float = 0.0,
         attribution_seconds: float = 0.0,
         spool: str | os.PathLike[str] = DEFAULT_DIRECTORY,
@@ -167,6 +174,13 @@ class SavingsTracker:
         self.maximize = maximize
         if maximize is None and study is not None and len(study.directions) == 1:
             self.maximize = study.direction.name == "MAXIMIZE"
+        if dev_sizes is not None:
+            of = dev_sizes if isinstance(dev_sizes, Mapping) else {"every target": dev_sizes}
+            find_answer([], dev_sizes=of)  # what is wrong is told here
+        if isinstance(dev_sizes, Mapping):
+            named = by_task(dev_sizes, "dev_sizes")
+            dev_sizes = {target: int(size) for target, size in named.items()}
+        self._dev_sizes = dev_sizes
         self._report, self._energy = report, energy
         self._study = study
         self._folder = Path(spool).absolute()
@@ -174,6 +188,7 @@ class SavingsTracker:
             "experiment": self.experiment,
             "run_name": run_name,
             "maximize": self.maximize,
+            "dev_sizes": self._dev_sizes,
             "single_task_seconds": single_task_seconds,
             "attribution_seconds": attribution_seconds,
             "scoring_seconds": rule.scoring_seconds if rule is not None else 0.0,
@@ -223,6 +238,7 @@ class SavingsTracker:
             "run_id": self.run_id,
             "rule": self.rule,
             "maximize": self.maximize,
+            "dev_sizes": self._dev_sizes,
             "single_task_seconds": self.single_task_seconds,
             "attribution_seconds": self.attribution_seconds,
             "spool": self._folder,
@@ -435,6 +451,13 @@ class SavingsTracker:
                 self.log_metrics(meter.stop(ledger.savings()))
             except Exception as error:
                 failures.append(f"energy is left out: {type(error).__name__}: {error}")
+        if self.rule is not None and ledger.maximize is not None:
+            try:
+                trust = trust_of_search(ledger.records(), self.rule, maximize=ledger.maximize)
+                if trust is not None and trust.n_pairs:
+                    self.log_metrics({TRUST + name: getattr(trust, name) for name in TRUST_METRICS})
+            except Exception as error:
+                failures.append(f"trust is left out: {type(error).__name__}: {error}")
         if self._report and REPORT not in self._artifacts:
             files = write_report_files(ledger, self._copies(), self.rule, failures)
             for artifact, file in files.items():

@@ -179,7 +179,7 @@ class RayCallback(Callback):
             self._pair_of,
             rule=rule if isinstance(rule, EliminationRule) else None,
             metric=self._metric,
-            maximize=self._tracker.maximize is not False,
+            maximize=self._tracker.maximize,
             min_iterations=self._min_iterations,
         )
         if record is None:

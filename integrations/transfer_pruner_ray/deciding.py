@@ -189,7 +189,7 @@ class PassedOver:
             reason=decision.reason,
             hyperparameters=self._pair_of.hyperparameters(split_audit(flat(config))[0]),
             # As its callback says of the trials.
-            maximize=getattr(self._tracker, "maximize", None) is not False,
+            maximize=getattr(self._tracker, "maximize", None),
             scoring_seconds=verdict.scoring_seconds,
         )
         self._tracker.record(record)

@@ -243,7 +243,7 @@ def record_of(
     *,
     rule: EliminationRule | None = None,
     metric: str | None = None,
-    maximize: bool = True,
+    maximize: bool | None = True,
     min_iterations: int = 0,
 ) -> TrialRecord | None:
     """Read one trial as a record; None if its configuration holds no pair."""

@@ -10,8 +10,16 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from transfer_pruner import TaskEmbedding, ranking_trust
+from transfer_pruner import (
+    EliminationRule,
+    LearningRule,
+    TaskEmbedding,
+    TransferPredictor,
+    TrialRecord,
+    ranking_trust,
+)
 from transfer_pruner.pairs import attribution_score
+from transfer_pruner.trust import trust_of_search
 
 
 def one_target(scores: list[float], gains: list[float], target: str = "t") -> pd.DataFrame:
@@ -113,3 +121,32 @@ def test_what_is_missing_is_named() -> None:
         ranking_trust(table.drop(columns="score"), table)
     with pytest.raises(ValueError, match="level must be above 0 and below 1 but got 95"):
         ranking_trust(table, table, level=95)
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_searchs_trials_are_held_against_what_ranked_before_them(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame, maximize: bool
+) -> None:
+    sign = 1 if maximize else -1
+    records = [
+        TrialRecord(n, None, t, "trained", 1.0, 0.5, maximize=maximize)
+        for n, t in enumerate(embeddings)
+    ]
+    records += [
+        TrialRecord(n, s, t, "trained", 1.0, 0.5 + sign * gain, maximize=maximize)
+        for n, (s, t, gain) in enumerate(transfers.to_numpy().tolist(), 10)
+    ]
+    wanted = ranking_trust(embeddings, transfers)
+    predictor = TransferPredictor(embeddings)
+    learning = LearningRule(predictor)
+    for rule in (embeddings, learning, EliminationRule.top_k(predictor, k=2)):
+        found = trust_of_search(records, rule)
+        assert found is not None
+        assert found.correlation == pytest.approx(wanted.correlation)
+        assert found.n_pairs == len(transfers)
+    # What has learnt from these trials is no prediction of them, and some rules rank nothing.
+    assert trust_of_search(records, learning.refitted(transfers)) is None
+    pairs = transfers[["source", "target"]]
+    assert trust_of_search(records, LearningRule(TransferPredictor(), pairs=pairs)) is None
+    nothing = trust_of_search([], embeddings)
+    assert nothing is None or nothing.n_pairs == 0

@@ -32,6 +32,7 @@ from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.savings import Savings, estimate_savings
 from transfer_pruner.tables import pairs_table
 from transfer_pruner.transfers import transfers_from_records
+from transfer_pruner.trust import RankingTrust, trust_of_search
 
 LIBRARIES = ("transfer-pruner", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib")
 
@@ -66,8 +67,9 @@ def write_report(
     maximize : bool, optional
         Whether a higher value is better; left out, the records say.
     rule : EliminationRule or LearningRule, optional
-        What eliminated; its rankings are drawn and its settings stated. One that learns is drawn as
-        it decides after all of `records`.
+        What eliminated; its rankings are drawn and its settings stated, and how far its ranking
+        holds, if it has not learnt from these trials. One that learns is drawn as it decides after
+        all of `records`.
     title : str, optional
     single_task_seconds, attribution_seconds, scoring_seconds
         As for `estimate_savings`.
@@ -123,6 +125,8 @@ def write_report(
         stopped=stopped,
     )
     decided = _as_of_now(rule, records, better)
+    ranked_by = rule if rule is not None else embeddings
+    trust = None if ranked_by is None else trust_of_search(records, ranked_by, maximize=better)
     audit = estimate_audit(records, maximize=better)
     pairs = pairs_table(records, maximize=better)
     shown = [
@@ -151,6 +155,7 @@ def write_report(
             section("What the search found", _answer_html(answer, folder.name)),
             section("Headline", _headline(savings)),
             *([section("Audit", _audited(audit))] if audit.trials_audited else []),
+            *([section("How far the ranking holds here", _trusted(trust))] if trust else []),
             *(section(exhibit.title, exhibit.html(folder.name)) for exhibit in shown),
             section("Pairs", _pairs_html(pairs, folder.name)),
             section("What is estimated, and how", _HOW),
@@ -256,6 +261,15 @@ def _audited(audit: AuditEstimate) -> str:
         f"that ran all the same, drawn at random: {audit.trials_audited} of "
         f"{audit.trials_eliminated}, {number(audit.audit_seconds)} s, measured. What they say of "
         f"the other eliminated trials is an estimate.{known}</p>"
+    )
+
+
+def _trusted(trust: RankingTrust) -> str:
+    said = str(trust)
+    return (
+        f'<p class="headline">{escape(said[0].upper() + said[1:])}</p><p>Measured: the order of '
+        "a target's sources before any of these trials, held against the gains of those that "
+        "trained. Where the search took the best-ranked pairs, it says nothing of the others.</p>"
     )
 
 

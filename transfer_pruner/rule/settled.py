@@ -168,7 +168,7 @@ def _gained(trained: Iterable[TrialRecord]) -> float:
     best: dict[tuple[str, bool], float] = {}
     for record in trained:
         if math.isfinite(record.value):
-            score = record.value if record.maximize else -record.value
+            score = -record.value if record.maximize is False else record.value
             key = record.target, record.source is None
             best[key] = max(score, best.get(key, -math.inf))
     gains = [

@@ -172,6 +172,35 @@ def test_where_no_direction_is_known_nothing_is_said_of_gains_and_audits(tmp_pat
     assert "False eliminations: 1 of 1 audited, 90% interval 5% to 100%.**" in known.note()
 
 
+def test_trials_say_which_way_is_better_where_nobody_did_and_else_the_note_says_why() -> None:
+    def told(*directions: bool | None) -> Ledger:
+        ledger = Ledger()
+        records = [
+            TrialRecord(n, f"s{n}" if n else None, "t", "trained", 1.0, 0.5 + n, maximize=maximize)
+            for n, maximize in enumerate(directions)
+        ]
+        points(events(records, maximize=None), ledger)
+        return ledger
+
+    for directions, best in (([True, True], "s1"), ([False, False], None)):
+        answer = told(*directions).answer()
+        assert answer is not None
+        assert answer.targets[0].best is not None
+        assert answer.targets[0].best.source == best
+    for directions in ([None, None], [True, False]):
+        ledger = told(*directions)
+        assert ledger.answer() is None
+        assert "What was best is not said: nobody told" in ledger.note()
+    assert "What was best is not said" not in told(True, True).note()
+
+
+def test_how_many_dev_examples_there_were_stands_with_the_answer() -> None:
+    ledger = Ledger()
+    records = [TrialRecord(0, None, "t", "trained", 1.0, 0.5)]
+    points(events(records, dev_sizes={"t": 400}), ledger)
+    assert "400 dev examples, standard error 0.025" in ledger.note()
+
+
 def test_a_search_that_was_not_closed_is_known() -> None:
     ledger = Ledger()
     points(events([TrialRecord(0, "s", "t", "trained", 1.0)], closed=False), ledger)

@@ -25,11 +25,18 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from transfer_pruner import EliminationRule, TransferPrunerWarning, TrialRecord, find_answer
+from transfer_pruner import (
+    Decision,
+    EliminationRule,
+    TransferPrunerWarning,
+    TrialRecord,
+    find_answer,
+    ranking_trust,
+)
 from transfer_pruner_mlflow import SavingsTracker, sync
 from transfer_pruner_mlflow._private import accepted_name
 from transfer_pruner_mlflow.spool import Spool
-from transfer_pruner_optuna import TrackingCallback
+from transfer_pruner_optuna import TrackingCallback, gate, transfers_from_study
 
 Search = Callable[..., optuna.Study]
 Decisions = Callable[[MlflowClient, str], pd.DataFrame]
@@ -315,6 +322,41 @@ def test_where_no_direction_is_known_the_report_says_nothing_of_gains_and_audits
     assert "beat every kept trial" not in html
     path = client.download_artifacts(str(tracker.run_id), "savings/report-data/pairs.csv")
     assert pd.read_csv(path)["mean_gain"].isna().all()
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_study_says_by_its_trials_which_way_is_better_and_how_far_the_ranking_holds(
+    uri: str, direction: str
+) -> None:
+    sources, sign = ["a", "b", "c", "d", "e"], 1 if direction == "maximize" else -1
+    table = pd.DataFrame({"source": sources, "target": "t", "score": [5.0, 4.0, 3.0, 2.0, 1.0]})
+    rule = EliminationRule(
+        {(s, "t"): Decision(False, score, 0.5, "") for s, _, score in table.to_numpy()}, {}
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        source = trial.suggest_categorical("source", [None, *sources])
+        trial.suggest_categorical("target", ["t"])
+        return 1.0 if source is None else 1.0 - sign * 0.1 * sources.index(source)
+
+    sampler = optuna.samplers.GridSampler({"source": [None, *sources], "target": ["t"]}, seed=0)
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    with SavingsTracker("trec-is", tracking_uri=uri, rule=rule, dev_sizes=90) as tracker:
+        study.optimize(gate(objective, rule, tracker=tracker))
+    run = only_run(uri)
+    note = run.data.tags["mlflow.note.content"]
+    # Better than alone there is none, either way.
+    assert note.startswith("**t: training alone")
+    assert "90 dev examples" in note
+    transfers = transfers_from_study(study)
+    trust = ranking_trust(table, transfers)
+    assert run.data.metrics["trust/correlation"] == pytest.approx(trust.correlation)
+    assert trust.correlation > 0.99
+    assert run.data.metrics["trust/n_pairs"] == 5
+    assert run.data.tags["transfer_pruner.trust"] == str(trust)
+    assert f"Ranking: {trust}" in note
+    path = MlflowClient(uri).download_artifacts(str(tracker.run_id), "savings/report.html")
+    assert "How far the ranking holds here" in Path(path).read_text()
 
 
 def test_a_report_of_the_users_own_is_kept_and_none_is_made_unasked(

@@ -25,6 +25,7 @@ from transfer_pruner import (
     estimate_audit,
     estimate_savings,
     find_answer,
+    ranking_trust,
     transfers_from_records,
 )
 from transfer_pruner.report import pairs_table, write_report
@@ -305,6 +306,21 @@ def test_a_rule_that_learns_is_drawn_as_it_decides_in_the_end(
     now = learning.refitted(transfers_from_records(records))
     assert page.cell("fingerprint") == now.fingerprint
     assert "refitted to the measured transfers" in page.cell("rule")
+
+
+def test_the_report_says_how_far_the_ranking_holds_where_it_knows_one(
+    tmp_path: Path, embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    records = [TrialRecord(n, None, t, "trained", 1.0, 0.5) for n, t in enumerate(embeddings)]
+    records += [
+        TrialRecord(n, source, target, "trained", 1.0, 0.5 + gain)
+        for n, (source, target, gain) in enumerate(transfers.to_numpy().tolist(), 10)
+    ]
+    write_report(records, tmp_path / "r.html", embeddings=embeddings)
+    said = str(ranking_trust(embeddings, transfers))
+    assert said[1:] in (tmp_path / "r.html").read_text()
+    write_report(records, tmp_path / "r.html")
+    assert "How far the ranking holds" not in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize("outcome", ["trained", "eliminated", "failed"])
