@@ -158,6 +158,15 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         ------
         ValueError
             If there is no pair to learn from, a column is missing or lengths differ.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+        >>> predictor.measured_["gain"].tolist()
+        [0.04, -0.02]
         """
         sources, targets = pair_columns(pairs, self.source_column, self.target_column)
         values = np.asarray(gains, dtype=float)
@@ -219,6 +228,16 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         array of shape (n_pairs,), or two
             In units of the gain once fitted. NaN where nothing is known of the pair; the standard
             deviation is NaN before `fit` too.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+        >>> gains, spread = predictor.predict(pairs, return_std=True)
+        >>> bool(gains[0] > gains[1])
+        True
         """
         mean, std = self._mean_and_std(pairs, return_std)
         return (mean, std) if return_std else mean
@@ -231,6 +250,15 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         array of shape (n_pairs,)
             In [0, 1]. NaN where the prediction is, and for every pair before `fit`: attributions
             alone rank pairs, they do not say how many can help.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.04, -0.02])
+        >>> predictor.predict_proba(pairs) > 0.5
+        array([ True, False])
         """
         return probability_to_exceed(*self._mean_and_std(pairs, True))
 

@@ -92,6 +92,15 @@ class EliminationRule(DecidedPairs):
         pairs : DataFrame, optional
             The candidate pairs, columns source and target. Every ordered pair of the predictor's
             tasks if left out.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+        >>> EliminationRule.top_k(predictor, k=1, pairs=pairs).kept("news")
+        ['advice']
         """
         check_predictor(predictor)
         k = check_whole("k", k)
@@ -113,6 +122,15 @@ class EliminationRule(DecidedPairs):
             As for `top_k`.
         fraction : float in [0, 1]
             Eliminated share, rounded down to whole sources of each target.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+        >>> EliminationRule.fraction(predictor, 0.5, pairs=pairs).kept("news")
+        ['advice', 'rescue']
         """
         check_predictor(predictor)
         fraction = check_number("fraction", fraction)
@@ -142,6 +160,15 @@ class EliminationRule(DecidedPairs):
             no gain.
         min_gain : float
             In units of the score.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+        >>> EliminationRule.min_gain(predictor, 0.02, pairs=pairs).kept("news")
+        ['advice']
         """
         check_predictor(predictor)
         min_gain = check_number("min_gain", min_gain)
@@ -180,6 +207,16 @@ class EliminationRule(DecidedPairs):
             Seconds of training that all kept pairs together may take.
         seconds_per_pair : float or mapping of (source, target) to float
             Seconds that a pair takes with all its hyperparameter settings.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+        >>> rule = EliminationRule.budget(predictor, seconds=120, seconds_per_pair=60, pairs=pairs)
+        >>> rule.kept("news")
+        ['advice', 'rescue']
         """
         check_predictor(predictor)
         seconds = check_number("seconds", seconds)
@@ -251,6 +288,19 @@ class EliminationRule(DecidedPairs):
         ------
         ValueError
             If a parameter is out of range, or there are too few calibration targets for the risk.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> from transfer_pruner.pairs import ordered_pairs
+        >>> pairs = ordered_pairs([f"task {i}" for i in range(10)])
+        >>> quality = pairs["source"].str[-1].astype(float)
+        >>> gains = quality / 100 + np.random.default_rng(0).normal(0, 0.001, len(pairs))
+        >>> predictor = TransferPredictor().fit(pairs, gains)
+        >>> rule = EliminationRule.calibrate(predictor, pairs, gains, risk=0.2)
+        >>> rule.kept("task 0")
+        ['task 9']
         """
         check_predictor(predictor)
         found = calibrate(predictor, pairs, gains, risk, tolerance, candidates)
@@ -323,6 +373,17 @@ class EliminationRule(DecidedPairs):
         ------
         ValueError
             If a parameter is something else, or a table has a pair twice.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import EliminationRule, TransferPredictor
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather", "rescue"], "target": "news"})
+        >>> predictor = TransferPredictor().fit(pairs, [0.05, -0.02, 0.01])
+        >>> rule = EliminationRule.top_k(predictor, k=2, pairs=pairs)
+        >>> scores = pairs.assign(score=[0.4, 0.1, 0.7])
+        >>> rule.refine(scores, k=1).kept("news")
+        ['rescue']
         """
         check_scores(scores)
         k = check_whole("k", k)

@@ -173,6 +173,17 @@ class LearningRule:
         ------
         ValueError
             If `transfers` lacks a column.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+        >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+        >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+        >>> rule = LearningRule(TransferPredictor(embeddings))
+        >>> measured = pd.DataFrame({"source": ["weather"], "target": ["news"], "gain": [-0.02]})
+        >>> rule.refitted(measured).kept("news")
+        ['advice', 'weather']
         """
         measured = measured_transfers(transfers)
         if not len(measured):
@@ -216,6 +227,19 @@ class LearningRule:
         ------
         ValueError
             If `scores` is no such table, has a pair twice or none of the rule's pairs.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor
+        >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+        >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+        >>> rule = LearningRule(TransferPredictor(embeddings))
+        >>> pairs = pd.DataFrame({"source": ["advice", "weather"], "target": "news"})
+        >>> scores = pairs.assign(score=[0.2, 0.7])
+        >>> now = rule.refine(scores).refitted()
+        >>> now.decide("weather", "news").priority > now.decide("advice", "news").priority
+        True
         """
         if not isinstance(scores, pd.DataFrame):
             raise ValueError(
