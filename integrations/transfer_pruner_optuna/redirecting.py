@@ -7,6 +7,7 @@ is to be given, are fixed when it starts, and forgotten when it ends.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Hashable, Mapping
@@ -87,6 +88,7 @@ class Redirector:
         learns: bool,
     ) -> None:
         self._base_sampler = base_sampler
+        self._at_random = RandomSampler(seed=0)
         self._evidence = evidence
         self._decide = decide
         self._pair_of = decide.pair_of
@@ -122,7 +124,7 @@ class Redirector:
     ) -> Params:
         """Settle parameters that the base sampler proposes together."""
         self._spaces.remember(study, space)
-        return self._settled(study, trial, ask)
+        return self._settled(study, trial, ask, self._insisting(study, trial, space, ask))
 
     def one_of(
         self,
@@ -134,7 +136,8 @@ class Redirector:
     ) -> Any:
         """Settle one parameter; the first of a pair decides on all of it."""
         if name not in self._pair_of.params:
-            proposal = Proposal(ask(), ask, self._times_again)
+            other = self._insisting(study, trial, {name: space}, ask)
+            proposal = Proposal(ask(), other, self._times_again)
             return self._ordering.without_repeats(study, trial, proposal, {})[name]
         self._spaces.remember(study, {name: space})
         planned = self._pair(study, trial).planned
@@ -142,7 +145,7 @@ class Redirector:
             value = planned.pop(name)
             if value in getattr(space, "choices", ()):
                 return value
-        return self._settled(study, trial, ask)[name]
+        return self._settled(study, trial, ask, ask)[name]
 
     def verdict(
         self,
@@ -160,8 +163,38 @@ class Redirector:
             fingerprint=self._evidence.fingerprint,
         )
 
+    def _insisting(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        space: Mapping[str, BaseDistribution],
+        ask: Callable[[], Params],
+    ) -> Callable[[], Params]:
+        """Ask for other hyperparameters, from half of the times on at random.
+
+        A sampler that is sure of one choice, as TPE soon is, proposes it however often it is asked.
+        """
+        asked = itertools.count(1)
+
+        def other() -> Params:
+            params = ask()
+            if 2 * next(asked) <= self._times_again:
+                return params
+            drawn = {
+                name: self._at_random.sample_independent(study, trial, name, of)
+                for name, of in space.items()
+                if name in params and name not in self._pair_of.params
+            }
+            return params | drawn
+
+        return other
+
     def _settled(
-        self, study: optuna.Study, trial: FrozenTrial, ask: Callable[[], Params]
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        ask: Callable[[], Params],
+        other: Callable[[], Params],
     ) -> Params:
         """Take the pair that the rule's order says; without one, ask until a pair survives."""
         params = ask()
@@ -181,7 +214,7 @@ class Redirector:
         audited = verdict is not None and verdict.audit
         chosen = None
         if (self._learns or not stands) and not audited:
-            proposal = Proposal(params, ask, self._times_again)
+            proposal = Proposal(params, other, self._times_again)
             chosen = self._ordering.choose(study, trial, pair.rule, proposal, first, choices)
         if chosen is not None:
             (proposed, params), stands = chosen, True

@@ -166,6 +166,23 @@ def test_a_sampler_that_is_not_asked_again_trains_no_pair_twice_while_others_wai
     assert {trial.params["layers"] for trial in trials} == {2}
 
 
+class Sure(RandomSampler):
+    """Like TPE after some trials: of this hyperparameter it proposes one choice, whoever asks."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, space: Any) -> Any:
+        return 2 if name == "layers" else super().sample_independent(study, trial, name, space)
+
+
+def test_a_sampler_that_is_sure_of_one_choice_trains_nothing_twice() -> None:
+    def searched(trial: optuna.Trial) -> float:
+        return objective(trial) + 0.1 * trial.suggest_int("layers", 1, 2)
+
+    trials = a_search(searched, 24, Sure(seed=0))
+    seen = Counter((*pair(t), t.params["layers"]) for t in trials)
+    assert max(seen.values()) == 1
+    assert {trial.params["layers"] for trial in trials} == {1, 2}
+
+
 def test_what_is_suggested_before_the_pair_is_not_trained_with_it_again() -> None:
     def searched(trial: optuna.Trial) -> float:
         return 0.001 * trial.suggest_int("layers", 1, 2) + objective(trial)
