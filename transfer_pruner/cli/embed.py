@@ -45,7 +45,7 @@ _METHODS = (
     show_default=True,
     help="Take this many different texts, drawn with --seed: the same whatever the rows' order.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the texts drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For the drawing of texts.")
 @click.option(
     "--method",
     metavar="NAME",
@@ -54,9 +54,13 @@ _METHODS = (
     show_default=True,
     help=f"One of {', '.join(_METHODS)}.",
 )
-@click.option("--steps", type=int, help="Along the path.  [default: 8; more if they miss much]")
+@click.option(
+    "--steps", type=int, help="Steps along the path.  [default: 8; more if they miss much]"
+)
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
-@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
+@click.option(
+    "--max-length", type=int, default=128, show_default=True, help="Tokens per text, at most."
+)
 @click.option(
     "--target-class",
     "targets",

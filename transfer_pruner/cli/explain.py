@@ -33,7 +33,7 @@ def explain(
     top: int,
     **columns: str,
 ) -> Answer:
-    """Tell why the pair SOURCE -> TARGET was eliminated or kept.
+    """Say why the pair SOURCE -> TARGET was eliminated or kept.
 
     With --embeddings it names the layers and tokens that agree and differ, and what each feature
     adds to the score; with --transfers, too, the gains of similar pairs that were measured.

@@ -36,7 +36,7 @@ _COLUMNS = ("source", "target", "priority", "score", "probability", "measured", 
 @transfers_options
 @click.option("--target", help="Pairs of this target only.")
 @click.option(
-    "-k", "--top", type=click.IntRange(min=1), default=10, show_default=True, help="So many pairs."
+    "-k", "--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many pairs."
 )
 @click.option("--out", type=OUT_FILE, help="All pairs in this order, .csv or .parquet.")
 @answers

@@ -233,7 +233,7 @@ def search_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Parameter with the source; several for joint transfer.",
         ),
         click.option(
-            "--mode", type=click.Choice(["max", "min"]), help="Which way the metric is better."
+            "--mode", type=click.Choice(["max", "min"]), help="Whether a higher metric is better."
         ),
         click.option("--metric", help="The metric that the experiment's trials report."),
         click.option("--ray", "ray_folder", help="Folder or URI of a Ray Tune experiment."),

@@ -31,16 +31,20 @@ from transfer_pruner.cli.program import Answer, answers, command, fail, needing,
     type=DIRECTORY,
     help="Task embeddings: drawn as a map, and their seconds counted.",
 )
-@click.option("--single-task-seconds", type=float, default=0.0, help="Of the single-task models.")
 @click.option(
-    "--attribution-seconds", type=float, help="Left out: what the --embeddings took, else 0."
+    "--single-task-seconds", type=float, default=0.0, help="Spent on single-task training."
+)
+@click.option(
+    "--attribution-seconds",
+    type=float,
+    help="Spent on embedding; left out, what --embeddings say, else 0.",
 )
 @click.option("--scores", type=FILE, help="Proxy scores: their seconds are counted.")
 @click.option(
     "--dev-size", type=click.IntRange(min=1), help="Examples that scores were measured on."
 )
 @click.option("--title")
-@click.option("--out", required=True, type=OUT_FILE, help="HTML; its data goes beside it.")
+@click.option("--out", required=True, type=OUT_FILE, help="HTML file; its data goes beside it.")
 @answers
 def report(
     rule_dir: Path | None,

@@ -44,8 +44,12 @@ _METHODS = ("auto", "zero_shot", "logme", "h_score", "linear_probe")
     help=f"One of {', '.join(_METHODS)}.",
 )
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Texts at once.")
-@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens of a text.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the folds of a probe.")
+@click.option(
+    "--max-length", type=int, default=128, show_default=True, help="Tokens per text, at most."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="For the folds of a linear probe."
+)
 @click.option("--device", help="As torch names it; left out, a GPU where there is one.")
 @click.option(
     "--dtype",
@@ -54,7 +58,7 @@ _METHODS = ("auto", "zero_shot", "logme", "h_score", "linear_probe")
     show_default=True,
     help="What the models compute in.",
 )
-@click.option("--cache", type=DIRECTORY, help="Folder of what models gave, to go on from.")
+@click.option("--cache", type=DIRECTORY, help="Folder of the models' outputs, to resume from.")
 @click.option("--out", required=True, type=OUT_FILE, help="File, .csv or .parquet.")
 @answers
 def score(

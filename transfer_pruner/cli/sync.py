@@ -17,7 +17,7 @@ from transfer_pruner.cli.program import Answer, answers, command, fail, needing
     "transfer-pruner sync SPOOL --tracking-uri http://localhost:5000",
 )
 @click.argument("spool", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--tracking-uri", help="Where to; left out, where the search sent it.")
+@click.option("--tracking-uri", help="Where to send it; left out, where the search did.")
 @answers
 def sync(spool: Path | None, tracking_uri: str | None) -> Answer:
     """Send to MLflow what an outage kept from it: a spool, or a folder of them. Safe to repeat."""
