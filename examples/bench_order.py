@@ -74,7 +74,7 @@ class World:
         return pairs.reset_index(drop=True)
 
     def looks(self, pairs: pd.DataFrame, looked: int) -> pd.DataFrame:
-        """Take the looks at so many sources of every target, the best by attributions."""
+        """Take the proxy scores of so many sources of every target, the best by attributions."""
         best = pairs.sort_values("attribution_score").groupby("target").tail(looked)
         return best[["source", "target", "look"]].set_axis(["source", "target", "score"], axis=1)
 
@@ -91,13 +91,13 @@ class World:
 
 
 def fixed(world: World, target: str, looked: int) -> Next:
-    """Take sources in the order of their score, those looked at first, in the order of looks."""
+    """Take sources in the order of their score; those with a proxy score first, in its order."""
     worth = in_order(world, world.candidates(target), looked)
     return lambda _: worth.loc[target]
 
 
 def in_order(world: World, pairs: pd.DataFrame, looked: int) -> pd.Series:
-    """Say what pairs are worth by their score, and before those by the look, where it was taken."""
+    """Say what pairs are worth by their score, and before those by the proxy score, if any."""
     worth = pairs.set_index(["target", "source"])["attribution_score"].rank(pct=True)
     if looked:
         looks = world.looks(pairs, looked).set_index(["target", "source"])["score"]
@@ -106,7 +106,7 @@ def in_order(world: World, pairs: pd.DataFrame, looked: int) -> pd.Series:
 
 
 def learning_rule(world: World, pairs: pd.DataFrame, looked: int = 0) -> LearningRule:
-    """Make the rule that knows attributions, and looks if there are any, and learns the rest."""
+    """Make the rule that knows attributions and proxy scores, if any, and learns the rest."""
     predictor = TransferPredictor(feature_columns=world.columns, similarity=world.similarity)
     rule = LearningRule(predictor, pairs=pairs)
     return rule.refine(world.looks(pairs, looked)) if looked else rule
@@ -120,7 +120,7 @@ def learning(world: World, target: str, looked: int = 0, others: bool = False) -
         before, pairs = world.transfers(target), world.candidates()
     rule = learning_rule(world, pairs)
     if looked:
-        # Of the other targets, what was measured says more than a look.
+        # Of the other targets, what was measured says more than a proxy score.
         rule = rule.refine(world.looks(world.candidates(target), looked))
 
     def following(trials: pd.DataFrame) -> pd.Series:
@@ -133,11 +133,11 @@ def learning(world: World, target: str, looked: int = 0, others: bool = False) -
 
 SEARCHES: dict[str, Callable[[World, str], Next]] = {
     "attributions alone, a fixed order": lambda world, target: fixed(world, target, 0),
-    "attributions, eight looked at again, a fixed order": lambda world, target: fixed(
+    "attributions, eight re-ranked, a fixed order": lambda world, target: fixed(
         world, target, LOOKED
     ),
     "LearningRule, nothing measured before": learning,
-    "LearningRule, eight looked at again": lambda world, target: learning(world, target, LOOKED),
+    "LearningRule, eight re-ranked": lambda world, target: learning(world, target, LOOKED),
     "LearningRule, other targets measured before": lambda world, target: learning(
         world, target, others=True
     ),

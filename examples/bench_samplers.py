@@ -154,11 +154,11 @@ def load(metric: str, by: str) -> tuple[list[Surface], Predictions]:
 
 LEARNING = {
     "TransferSampler, learning": 0,
-    "TransferSampler, learning, eight looked at again": LOOKED,
+    "TransferSampler, learning, eight re-ranked": LOOKED,
 }
 """How many of the best sources by attributions the rule knows a proxy score of."""
 LINES = {
-    ("TPE", "TransferSampler, learning, eight looked at again"): (
+    ("TPE", "TransferSampler, learning, eight re-ranked"): (
         "transfer_pruner: attributions, eight sources re-ranked"
     ),
     ("TPE", "TransferSampler, learning"): "transfer_pruner: attributions alone",
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--trials", type=int, default=25, help="that a search is to finish")
     parser.add_argument("--k", type=int, default=6, help="sources that the rule keeps")
-    parser.add_argument("--by", default="attributions, fitted, looked at again", help="a predictor")
+    parser.add_argument("--by", default="attributions, fitted, re-ranked", help="a predictor")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--gp-targets", type=int, default=5, help="a GP is slow: the first so many")
     parser.add_argument("--gp-seeds", type=int, default=2)

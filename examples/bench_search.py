@@ -7,7 +7,7 @@ All 25 targets' baselines are trained, and then one pair after the other: of a `
 one of the highest priority over all targets, at the learning rate that is best so far of those that
 the pair lacks. The search sees dev scores (examples/text_transfer/transfers-4.csv, mean over seeds;
 nothing is trained). Reported are test scores of each target's trial that is best on dev, and the
-seconds of CPU of every trial, of the attributions and of the looks, against those of all pairs at
+seconds of CPU of every trial, of attributions and of proxy scores, against those of all pairs at
 all learning rates. Other orders: pairs at random, and every target's best source by score, then
 every target's second.
 """
@@ -39,7 +39,7 @@ Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 """One score a target."""
 KEYS = ["target", "source"]
 SIZES = (0, 20, 30, 40, 50, 75, 100, 150)
-"""Trials on pairs, after the baselines, at which a search is looked at."""
+"""Trials on pairs, after the baselines, at which a search is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def search(world: World, order: Order, overhead: float, n_trials: int) -> Iterat
 
 
 def searches(world: World, costs: Costs, tolerance: float) -> dict[str, tuple[Order, float, int]]:
-    """Name every order, with the seconds that it takes to make and its looks at every target."""
+    """Name every order, with the seconds that it takes to make and its proxy scores a target."""
     seeds, sources = len(world.data.dev), len(world.data.tasks) - 1
     embedded = costs.seconds["attributions"] / seeds
     again, everywhere = (
@@ -157,7 +157,7 @@ class Results:
         self.table = Table(title=title)
         columns = ("trials on pairs", "saved", "kept on dev", "kept on test", "regret on test")
         self.table.add_column("search")
-        for column in (*columns, "looks"):
+        for column in (*columns, "proxy scores"):
             self.table.add_column(column, justify="right")
 
     @property

@@ -140,9 +140,9 @@ def popularity_holds(data: Measured) -> float:
     return float(spearmanr(on_dev, on_test).statistic)
 
 
-ALONE, LOOK_AT_ALL = "attributions, nothing measured", "first look on dev"
+ALONE, ALL_PROXY = "attributions, nothing measured", "proxy score of all pairs"
 OURS = (ALONE, "attributions, fitted", "attributions and probing, fitted", "all, fitted")
-POPULAR_AGAIN, *AGAIN = (f"{name}, looked at again" for name in LOOKED_AT_AGAIN)
+POPULAR_AGAIN, *AGAIN = (f"{name}, re-ranked" for name in LOOKED_AT_AGAIN)
 BASELINES = (
     *("popularity", "LogME", "H-score", "zero-shot average precision", "label correlation"),
     *("zero-shot, where heads fit", "linear probe"),
@@ -159,7 +159,7 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         ]
         printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
     console.print(printed)
-    others = (POPULAR_AGAIN, LOOK_AT_ALL, "random")
+    others = (POPULAR_AGAIN, ALL_PROXY, "random")
     against = [*baselines, *(name for name in others if name in measured)]
     printed = Table("regret@1 less than that of", *against)
     for ours in (name for name in (*OURS, *AGAIN) if name in measured):
@@ -205,9 +205,9 @@ class Costs:
             return self.seconds[ONE_SCORE[name]]
         if name.startswith("all") or name in PROBED:
             spent += self.probing
-        if name.endswith("looked at again"):
+        if name.endswith("re-ranked"):
             return spent + self.seconds["looked_at_again"]
-        return spent + self.seconds["look"] if "look" in name else spent
+        return spent + self.seconds["look"] if "proxy score" in name else spent
 
     @property
     def probing(self) -> float:
@@ -233,7 +233,7 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
     n = len(data.tasks)
     rows = []
     for name in (name for name in ON_CURVE if name in made):
-        for k in range(looked_at(n) + 1 if name.endswith("looked at again") else n):
+        for k in range(looked_at(n) + 1 if name.endswith("re-ranked") else n):
             saved = data.share_saved(k, costs.of(name))
             rows.append((name, k, saved, data.regret(made[name], k).mean()))
     rng = np.random.default_rng(0)
@@ -245,10 +245,10 @@ def curve(data: Measured, made: dict[str, Array], costs: Costs) -> pd.DataFrame:
 
 ON_CURVE = (
     *("popularity", POPULAR_AGAIN, "label correlation", "zero-shot average precision"),
-    *("first look on dev", "attributions, nothing measured"),
-    *("attributions, looked at again", "attributions, fitted"),
-    *("attributions, fitted, looked at again", "attributions and probing, fitted", "all, fitted"),
-    *("all, fitted, looked at again", "all and the look, fitted"),
+    *("proxy score of all pairs", "attributions, nothing measured"),
+    *("attributions, re-ranked", "attributions, fitted"),
+    *("attributions, fitted, re-ranked", "attributions and probing, fitted", "all, fitted"),
+    *("all, fitted, re-ranked", "all and the proxy score, fitted"),
 )
 
 
@@ -270,7 +270,7 @@ def draw(
     parts = []
     drawn = (
         *("popularity", "attributions, nothing measured", "attributions, fitted"),
-        *("attributions, fitted, looked at again", "all, fitted, looked at again"),
+        *("attributions, fitted, re-ranked", "all, fitted, re-ranked"),
     )
     for name in drawn:
         if name in made:

@@ -1,4 +1,4 @@
-"""Are the looks of a kept table what `score_pairs` gives today? A few sources, trained anew.
+"""Are the proxy scores of a kept table what `score_pairs` gives today? Trains a few sources.
 
 python examples/text_transfer/check_looks.py --train train.csv --test test.csv --out trec-is-4 \
         --target-positives 4 --target-epochs 20 --half --sources CleanUp Volunteer GoodsServices

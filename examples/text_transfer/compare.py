@@ -31,15 +31,15 @@ ROWS = {
     "zero-shot average precision": "zero-shot, on few texts",
     "zero-shot, where heads fit": "zero-shot, where heads fit",
     "linear probe": "linear probe",
-    "first look on dev": "look at all pairs",
+    "proxy score of all pairs": "proxy score of all pairs",
     "attributions, nothing measured": "attributions alone",
     "attributions of whole models": "attributions alone, whole models",
-    "attributions, looked at again": "attributions, re-ranked",
+    "attributions, re-ranked": "attributions, re-ranked",
     "attributions, Gaussian process": "attributions fitted on other targets",
-    "attributions, Gaussian process, looked at again": "fitted and re-ranked",
+    "attributions, Gaussian process, re-ranked": "fitted and re-ranked",
     "attributions, fitted": "attributions fitted, by a ridge",
-    "attributions, fitted, looked at again": "fitted by a ridge and re-ranked",
-    "popularity, looked at again": "popularity, re-ranked",
+    "attributions, fitted, re-ranked": "fitted by a ridge and re-ranked",
+    "popularity, re-ranked": "popularity, re-ranked",
 }
 """What is compared, by the names of scores.py, and how the table calls it."""
 KEPT = (1, 3)
@@ -52,7 +52,7 @@ def table_of(data: Measured, costs_file: Path) -> pd.DataFrame:
     nothing = data.regret(np.zeros_like(data.dev_gain), 0)
     measured = {"random": (at_random(data), 0.0)}
     if "linear probe" in made:
-        del made["first look on dev"]  # that is what the look was
+        del made["proxy score of all pairs"]  # that was the linear probe
     for name in ROWS:
         if name in made:
             measured[ROWS[name]] = per_target(data, made[name]), costs.of(name)

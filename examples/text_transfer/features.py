@@ -6,7 +6,7 @@
 For every seed, of the source models that measure.py left in the folder and of each target's model
 that was trained on its few labels (the single-task baseline): their attributions on shared probe
 texts, compared pair by pair; proxy scores of the source's model on the target's dev texts
-(`score_pairs`), one of which is the look by which sources are ranked anew. Of the labels of one
+(`score_pairs`), one of which, the column ``look``, re-ranks sources. Of the labels of one
 CSV also LogME and H-score of the source's features on the target's few texts, what its head scores
 there, label overlap and sizes. Numbers alone are written, and the seconds of CPU of each kind.
 """

@@ -37,7 +37,7 @@ COLUMNS = {
     "LogME": "logme",
     "H-score": "h_score",
     "linear probe": "linear_probe",
-    "first look on dev": LOOK,
+    "proxy score of all pairs": LOOK,
     "attributions of whole models": "whole_score",
 }
 """What is a column of the features, where they have it."""
@@ -139,10 +139,10 @@ def popularity(data: Measured, regime: str) -> Array:
 
 
 def refined(data: Measured, first: Array, kept: int) -> Array:
-    """Look again at the best of a target's sources only: at most `kept` looks each.
+    """Re-rank the best of a target's sources only, at most `kept`, by the proxy score.
 
-    As `EliminationRule.refine`: whatever was looked at comes before what was not, and keeps its
-    place among equals.
+    As `EliminationRule.refine`: whatever has a proxy score comes before what has none, and keeps
+    its place among equals.
     """
     place = ranks(first.mean(axis=0))
     look = where_given(data, LOOK).mean(axis=0) - 1e-9 * place
@@ -191,14 +191,14 @@ def predictors(features: pd.DataFrame) -> dict[str, Scores]:
         "all, fitted": lambda data, regime: fitted(data, regime, everything, ridge),
         "all, Gaussian process": lambda data, regime: fitted(data, regime, everything),
         "all, boosted trees": lambda data, regime: fitted(data, regime, everything, trees),
-        "all and the look, fitted": lambda data, regime: fitted(
+        "all and the proxy score, fitted": lambda data, regime: fitted(
             data, regime, [*everything, LOOK], ridge
         ),
     }
     if "zero_shot_auc" not in features:
         del scored["attributions and probing, equal weights"]
     if LOOK not in features:
-        del scored["all and the look, fitted"]
+        del scored["all and the proxy score, fitted"]
     return scored
 
 
@@ -221,5 +221,5 @@ def all_scores(
         for name, first in LOOKED_AT_AGAIN.items():
             if first not in made:
                 continue
-            made[f"{name}, looked at again"] = refined(data, made[first], looked)
+            made[f"{name}, re-ranked"] = refined(data, made[first], looked)
     return made

@@ -211,13 +211,13 @@ def test_a_folder_that_holds_no_tasks_is_told(
 TOLD = {
     "random": "random",
     "attributions alone, before any transfer was measured": "attributions, nothing measured",
-    "attributions alone, eight re-ranked": "attributions, looked at again",
+    "attributions alone, eight re-ranked": "attributions, re-ranked",
     "popularity": "popularity",
-    "popularity, eight re-ranked": "popularity, looked at again",
-    "proxy score of all pairs": "first look on dev",
+    "popularity, eight re-ranked": "popularity, re-ranked",
+    "proxy score of all pairs": "proxy score of all pairs",
     "attributions fitted on other targets' transfers": "attributions, fitted",
-    "the same, eight re-ranked": "attributions, fitted, looked at again",
-    "everything fitted, eight re-ranked": "all, fitted, looked at again",
+    "the same, eight re-ranked": "attributions, fitted, re-ranked",
+    "everything fitted, eight re-ranked": "all, fitted, re-ranked",
 }
 
 
@@ -233,7 +233,7 @@ def test_what_the_pages_say_of_one_kept_source_is_what_the_tables_give(
         pd.read_csv(FOLDER / f"{name}-4.csv") for name in ("transfers", "features")
     )
     costs = read_costs(FOLDER / "overhead-4.csv", [0, 1, 2])
-    again = {f"{name}, looked at again": first for name, first in LOOKED_AT_AGAIN.items()}
+    again = {f"{name}, re-ranked": first for name, first in LOOKED_AT_AGAIN.items()}
     names = {*TOLD.values(), *(again[name] for name in TOLD.values() if name in again)}
     found: dict[str, list[str]] = {label: [] for label in TOLD}
     for way in ("sequential", "joint"):
