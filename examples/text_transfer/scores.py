@@ -39,8 +39,15 @@ COLUMNS = {
     "linear probe": "linear_probe",
     "proxy score of all pairs": LOOK,
     "attributions of whole models": "whole_score",
+    "LogME on dev": "dev_logme",
+    "H-score on dev": "dev_h_score",
+    "linear probe on dev": "dev_linear_probe",
+    "gradient embeddings": "gradients",
+    "transformer-ranker, H-score": "transformer_ranker_h_score",
+    "transformer-ranker, LogME": "transformer_ranker_logme",
+    "hf-dataset-selector": "dataset_selector",
 }
-"""What is a column of the features, where they have it."""
+"""What is a column of the features or of peers.py's table, where they have it."""
 
 
 def columns_of(features: pd.DataFrame, kinds: tuple[str, ...]) -> list[str]:
@@ -91,7 +98,7 @@ def fitted(
         predictor = TransferPredictor(
             feature_columns=columns, similarity=similarity, regressor=regressor
         )
-        predictor.fit(table[learnt], gains[learnt])
+        predictor.fit(table[learnt], gains[learnt], candidates=table)
         scores[predicted] = getattr(predictor, method)(table[predicted])
     return scores.reshape(data.dev_gain.shape)
 
@@ -112,6 +119,9 @@ def of_column(data: Measured, name: str) -> Array:
 def where_given(data: Measured, name: str) -> Array:
     """Take a column, a pair without a value as the least of its target's, or of all."""
     values = of_column(data, name)
+    if np.isnan(values).all(axis=(1, 2)).any():
+        # Run on the models of some seeds only.
+        values = np.broadcast_to(np.nanmean(values, axis=0), values.shape)
     least = np.where(np.isnan(values), np.inf, values).min(axis=2, keepdims=True)
     least = np.where(np.isinf(least), 0.0, least)
     return np.where(np.isnan(values) & ~np.eye(len(data.tasks), dtype=bool), least, values)

@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 NO_SOURCE = "(none)"
 LOOKED = 8
 """Sources of a target that are looked at again, of 24; chosen on dev of TREC-IS (README.md)."""
+ENOUGH = 0.95
+"""Share of the attainable gain at which a search has found what there is."""
 Array = NDArray[np.float64]
 
 
@@ -78,6 +80,23 @@ class Measured:
             others = np.delete(gains, seed, axis=0).mean(axis=0)[rows, best]
             found.append(np.where(chosen_by[rows, best] > 0, others, 0.0))
         return np.mean(found, axis=0)
+
+    def trials_until(self, scores: Array) -> Array:
+        """Trials until a search has 95% of the gain on dev that is to be had, (targets,).
+
+        The baselines first, then source by source, the best-scored first, each at every learning
+        rate. NaN for a target without a gain.
+        """
+        n_targets, n_lrs = len(self.tasks), self.dev.shape[-1]
+        place = ranks(scores.mean(axis=0))
+        dev, alone = self.dev.mean(axis=0), self.dev_baseline.mean(axis=0).max(axis=-1)
+        found = np.full(n_targets, np.nan)
+        for t in range(n_targets):
+            order = np.argsort(place[t])[: n_targets - 1]
+            best = np.maximum.accumulate(dev[t, order].ravel()) - alone[t]
+            if best[-1] > 0:
+                found[t] = n_lrs + 1 + int((best >= ENOUGH * best[-1]).argmax())
+        return found
 
     def share_saved(self, k: int, overhead: float) -> float:
         """Share of the seconds of all trials that is saved by keeping k sources of each target.

@@ -125,7 +125,8 @@ def test_a_folder_of_tasks_becomes_tables_from_which_every_way_to_rank_is_compar
 ) -> None:
     given = ["--folder", str(some_tasks(tmp_path / "tasks")), "--out", str(tmp_path / "out")]
     given += ["--seeds", "0", "--lr", "1e-3", "--target-epochs", "2", "--trainable", "1"]
-    for script, further in (("measure.py", ["--workers", "1"]), ("features.py", ["--probe", "9"])):
+    scripts = {"measure.py": ["--workers", "1"], "features.py": ["--probe", "9"], "peers.py": []}
+    for script, further in scripts.items():
         command = [sys.executable, str(FOLDER / script), *given, *further]
         subprocess.run(command, check=True, timeout=280)
     transfers, features = (
@@ -140,13 +141,25 @@ def test_a_folder_of_tasks_becomes_tables_from_which_every_way_to_rank_is_compar
     fits = [len(CLASSES[source]) == len(CLASSES[target]) for source, target in pairs]
     assert features["zero_shot"].notna().tolist() == fits
     assert np.isfinite(features[["logme", "h_score", "linear_probe", "look"]]).all(axis=None)
+    # What a peer's package is given: a model in a folder, texts with labels.
+    exported = tmp_path / "out" / "peers" / "0"
+    assert {folder.name for folder in (exported / "sentence-transformers").iterdir()} == {
+        "base",
+        *CLASSES,
+    }
+    assert len(pd.read_csv(exported / "dev" / "crowds.csv").columns) == 2
 
     monkeypatch.syspath_prepend(FOLDER)
+    from analyse import read_costs
     from compare import table_of
     from table import load
 
+    peers = pd.read_csv(tmp_path / "out" / "peers.csv")
+    features = features.merge(peers, validate="one_to_one")
     data = load(transfers, features, "joint", "accuracy", "test")
-    table = table_of(data, tmp_path / "out" / "overhead.csv").set_index("ranked by")
+    costs = (tmp_path / "out" / f"{name}.csv" for name in ("overhead", "peers-overhead"))
+    table = table_of(data, read_costs(next(costs), [0], next(costs))).set_index("ranked by")
+    assert table.loc["gradient embeddings (TaskEmb)", "seconds"] > 0
     assert {"random", "popularity", "linear probe", "attributions, re-ranked"} <= set(table.index)
     assert table.loc["attributions, re-ranked", "saved, 1"] < table.loc["random", "saved, 1"]
 
@@ -254,20 +267,13 @@ def test_what_the_page_says_of_unlike_tasks_is_what_the_tables_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER)
-    from compare import SETTINGS, cell, table_of
-    from table import load
+    from compare import costs_of, for_a_page, measured, table_of
 
-    file = {
-        name: FOLDER / SETTINGS["mixed"].format(name)
-        for name in ("transfers", "features", "overhead")
-    }
-    transfers, features = pd.read_csv(file["transfers"]), pd.read_csv(file["features"])
     page = (FOLDER / "README.md").read_text().replace("**", "")
-    for way in set(transfers["way"]):
-        table = table_of(load(transfers, features, way, "f1", "test"), file["overhead"])
-        for row in table.drop(columns="seconds").itertuples(index=False):
-            cells = [cell(*of) for of in zip(table.columns, row, strict=False)]
-            assert f"| {' | '.join(cells)} |" in page, way
+    for way in ("sequential", "joint"):
+        data = measured("mixed", way)
+        for line in for_a_page(table_of(data, costs_of("mixed", data))).splitlines():
+            assert line in page, way
 
 
 def test_a_wrong_column_is_named(tmp_path: Path) -> None:

@@ -430,3 +430,32 @@ def test_the_weight_of_the_score_is_the_mean_of_its_priors_by_their_likelihoods(
     assert predictor._score_weight == pytest.approx(expected)
     alpha = np.linalg.solve(covariance, process.y_train_)
     np.testing.assert_allclose(process.alpha_, alpha, rtol=1e-6)
+
+
+def test_a_proxy_score_is_learnt_from_whatever_its_scale_is_on_each_target() -> None:
+    rng = np.random.default_rng(0)
+    tasks = [f"task-{number}" for number in range(10)]
+    pairs = ordered_pairs(tasks)
+    worth = pd.Series(rng.normal(size=len(pairs)))
+    unit = dict(zip(tasks, np.geomspace(1, 10, len(tasks)), strict=True))
+    level = dict(zip(tasks, rng.normal(scale=1000, size=len(tasks)), strict=True))
+    pairs["proxy"] = pairs["target"].map(level) + pairs["target"].map(unit) * worth
+    gains = worth + rng.normal(scale=0.3, size=len(pairs))
+    new = pairs["target"].isin(tasks[::4])
+    predictor = TransferPredictor(feature_columns=["proxy"])
+    predictor.fit(pairs[~new], gains[~new], candidates=pairs)
+    predicted = pd.Series(predictor.predict(pairs[new]), index=pairs.index[new])
+    for _, its in predicted.groupby(pairs["target"][new]):
+        assert spearmanr(its, worth[its.index]).statistic > 0.8
+
+
+def test_an_infinite_feature_is_one_that_is_not_known() -> None:
+    pairs = ordered_pairs(["a", "b", "c", "d"])
+    gains = np.random.default_rng(0).normal(size=len(pairs))
+    proxy = pairs.assign(proxy=np.arange(len(pairs), dtype=float))
+    unknown, infinite = (
+        proxy.assign(proxy=proxy["proxy"].where(proxy.index != 3, x)) for x in (np.nan, np.inf)
+    )
+    predictor = TransferPredictor(feature_columns=["proxy"])
+    found = [predictor.fit(table, gains).predict(table) for table in (unknown, infinite)]
+    np.testing.assert_array_equal(*found)

@@ -18,6 +18,7 @@ from transfer_pruner.predictor.process import (
     PairProcess,
     first_kernel,
     nearest_correlation,
+    spreads,
 )
 from transfer_pruner.tasks import FloatArray
 
@@ -74,15 +75,15 @@ class Design:
         self._numbers = {name: number for number, name in enumerate(names)}
         self._scored = scored
         self.features = [str(name) for name in yardstick.columns if name not in ("", _SCORE)]
-        values = yardstick[self.features].to_numpy(dtype=float)
-        self._mean, self._std = _mean_and_spread(values)
-        if scored:
-            score = yardstick[_SCORE].astype(float)
-            centres = score.groupby(yardstick[""]).mean().dropna()
-            self._centres = centres.to_dict()
-            self._centre = float(score.mean()) if score.notna().any() else 0.0
-            within = score.to_numpy() - yardstick[""].map(self._centres).to_numpy(dtype=float)
-            self._spread = float(_mean_and_spread(within[:, None], abs(self._centre))[1][0])
+        columns = [*self.features, *([_SCORE] if scored else [])]
+        self._yardsticks = {
+            name: _Yardstick(
+                yardstick[name].to_numpy(dtype=float),
+                yardstick[""].to_numpy(),
+                one_scale=name == _SCORE,
+            )
+            for name in columns
+        }
 
     def __call__(
         self, sources: NDArray[np.object_], targets: NDArray[np.object_], features: pd.DataFrame
@@ -91,12 +92,10 @@ class Design:
         rows = np.ones((len(sources), FEATURES + len(self.features)))
         rows[:, 0], rows[:, 1] = self._number(sources), self._number(targets)
         rows[:, SCORE] = 0.0
-        if self._scored:
-            centres = looked_up(targets, self._centres, self._centre)
-            score = features[_SCORE].to_numpy(dtype=float)
-            rows[:, SCORE] = np.nan_to_num((score - centres) / self._spread)
-        values = (features[self.features].to_numpy(dtype=float) - self._mean) / self._std
-        rows[:, FEATURES:] = np.nan_to_num(values)
+        places = {_SCORE: SCORE} if self._scored else {}
+        places |= {name: FEATURES + place for place, name in enumerate(self.features)}
+        for name, place in places.items():
+            rows[:, place] = self._yardsticks[name](features[name].to_numpy(dtype=float), targets)
         return Rows(rows, targets, self.features, self._scored)
 
     def kernel(self) -> PairKernel:
@@ -109,6 +108,41 @@ class Design:
         codes, _ = pd.factorize(tasks[found < 0])
         found[found < 0] = len(self._numbers) + codes
         return found
+
+
+class _Yardstick:
+    """Standardises a feature: centred within its target, in units of its spread within targets.
+
+    What tells a target's sources apart is how they differ from each other: LogME of one target says
+    nothing beside that of another one, and has another scale. So the unit is a target's own spread,
+    shrunk as that of its gains is; of the attribution score, whose scale is the same for all, it is
+    that of all targets. A target that is not known is centred at the mean of all.
+    """
+
+    def __init__(
+        self, values: FloatArray, targets: NDArray[np.object_], *, one_scale: bool = False
+    ) -> None:
+        there = np.isfinite(values)
+        values, targets = values[there], targets[there]
+        by_target = pd.Series(values).groupby(targets)
+        self._centres: dict[Any, float] = by_target.mean().to_dict()
+        self._centre = float(values.mean()) if len(values) else 0.0
+        within = values - looked_up(targets, self._centres, 0.0)
+        # Rounding is no spread: divided by infinity, such values are average ones.
+        size = float(np.abs(values).max(initial=0.0))
+        self._spread = float(np.sqrt(np.mean(within**2))) if len(values) else 0.0
+        self._spreads: dict[str, float] = {}
+        if not self._spread > 1e-9 * size:
+            self._spread = np.inf
+        elif not one_scale:
+            self._spreads, _ = spreads(targets, within)
+
+    def __call__(self, values: FloatArray, targets: NDArray[np.object_]) -> FloatArray:
+        """Standardise; a value that is not known is an average one."""
+        centres = looked_up(targets, self._centres, self._centre)
+        with np.errstate(invalid="ignore"):
+            standard = (values - centres) / looked_up(targets, self._spreads, self._spread)
+        return np.where(np.isfinite(values), standard, 0.0)
 
 
 def looked_up(
@@ -175,12 +209,3 @@ def output_similarity(embeddings: Mapping[str, TaskEmbedding]) -> pd.DataFrame:
 def _correlation(table: pd.DataFrame, tasks: list[str]) -> FloatArray:
     there = table.reindex(index=tasks, columns=tasks).to_numpy(dtype=float)
     return nearest_correlation(there)
-
-
-def _mean_and_spread(values: FloatArray, size: float = 0.0) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of columns; 0 and 1 where there is none but rounding."""
-    there = ~np.isnan(values)
-    count = np.maximum(there.sum(axis=0), 1)
-    mean = np.nansum(values, axis=0) / count
-    spread = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / count)
-    return mean, np.where(spread > 1e-9 * np.maximum(np.abs(mean), size), spread, 1.0)

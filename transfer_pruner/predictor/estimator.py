@@ -45,7 +45,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     where a is the attribution score within its target, whose weight is positive before anything is
     measured and is given up where the measured gains speak against it; x are the other features,
-    standardised; the source's effect u, its popularity, has the covariance
+    each standardised within its target; the source's effect u, its popularity, has the covariance
     :math:`\alpha + \beta K(s, s')`, and the interaction v
     :math:`\gamma K(s, s') K(t, t') + \delta`. K is how alike two tasks' outputs change on the probe
     examples. The variances are those of the highest likelihood under wide priors. So with few
@@ -148,8 +148,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             Score with transfer minus the single-task baseline. NaN gains are left out with a
             warning that counts them.
         candidates : DataFrame, optional
-            The pairs that will be predicted, with the same columns: features are standardised, and
-            the score is centred within its target, over them. Left out, over the pairs of the
+            The pairs that will be predicted, with the same columns: features and the score are
+            standardised within their target over them. Left out, over the pairs of the
             embedded tasks, and `feature_columns` over `pairs`.
         theta : array, optional
             A `theta_` that was fitted before, which is taken as it is. Empty: the prior's.

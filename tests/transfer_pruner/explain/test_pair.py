@@ -275,7 +275,7 @@ def test_the_nearest_measured_pair_is_that_of_a_twin(
     assert math.isnan(explanation.measured_gain)
     distances = [pair.distance for pair in explanation.nearest]
     assert distances == sorted(distances)
-    assert distances[0] < distances[1] / 1.5
+    assert distances[0] < distances[1] / 1.25
 
 
 def test_the_pairs_own_measurement_is_named_and_not_counted_as_near(
