@@ -33,6 +33,16 @@ def layer_figure(explanation: Explanation) -> Figure:
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from transfer_pruner import TaskEmbedding
+    >>> from transfer_pruner.explain import explain_pair
+    >>> from transfer_pruner.plotting.explanation import layer_figure
+    >>> vectors = {"news": [1.0, 0.0], "advice": [0.9, 0.3], "weather": [0.0, 1.0]}
+    >>> embeddings = {task: TaskEmbedding(task, {"last": x}) for task, x in vectors.items()}
+    >>> figure = layer_figure(explain_pair("advice", "news", embeddings=embeddings))
+    >>> figure.savefig("pair.png")
     """
     named = [(layer.layer, layer.agreement, layer) for layer in explanation.layers]
     drawn = [(name, layer.standings[how]) for name, how, layer in named if how is not None]
