@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 HERE = Path(__file__).parent
 NO_SOURCE = "(none)"
 LOOKED = 8
-"""Sources of a target that are looked at again, of 24; chosen on dev of TREC-IS (README.md)."""
+"""Sources of a target that are re-ranked, of 24; chosen on dev of TREC-IS (README.md)."""
 ENOUGH = 0.95
 """Share of the attainable gain at which a search has found what there is."""
 Array = NDArray[np.float64]
@@ -109,7 +109,7 @@ class Measured:
 
 
 def looked_at(n_tasks: int) -> int:
-    """How many of a target's sources are looked at again: of fewer, as large a share."""
+    """How many of a target's sources are re-ranked: of fewer, as large a share."""
     return round((n_tasks - 1) * LOOKED / 24)
 
 
