@@ -1,8 +1,8 @@
 """A report of a search as one HTML file that renders offline and prints.
 
 What it must satisfy: what was found comes first, then what that cost; nothing in it is fetched or
-run, whatever tasks are called; measured and estimated figures are marked as such; and every figure's
-numbers lie beside it as CSV.
+run, whatever tasks are called; measured and estimated figures are marked as such; and the numbers
+of every figure lie beside it as CSV.
 """
 
 from __future__ import annotations
