@@ -2,11 +2,13 @@
 
     python examples/text_transfer/learning.py
     python examples/text_transfer/learning.py --ways joint --transfers transfers-4.csv
+    python examples/text_transfer/learning.py --blind
 
 A `TransferPredictor` learns from all transfers to some targets, drawn at random, and ranks the
 sources of the others. Printed is the Spearman with the gain on test, mean over the targets that it
 did not learn from, minus that of the score alone on the same targets; 95% bootstrap interval over
-targets.
+targets. With --blind nothing is known but the transfers, and in place of the score stands the mean
+gain of the source on the measured targets, its popularity.
 """
 
 from __future__ import annotations
@@ -55,9 +57,11 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["sequential"])
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--blind", action="store_true", help="no attributions at all")
     options = parser.parse_args()
     table = Table(title="Spearman with the gain on test")
-    for column in ("transfers", "way", "targets learnt from", "score alone", "learnt"):
+    alone_is = "popularity" if options.blind else "score alone"
+    for column in ("transfers", "way", "targets learnt from", alone_is, "learnt"):
         table.add_column(column)
     table.add_column("difference")
     for name in options.transfers:
@@ -72,10 +76,16 @@ def main() -> None:
                 for measured in splits(data.tasks, count, options.repeats):
                     known = pairs["target"].isin(measured)
                     predictor = TransferPredictor(feature_columns=columns, similarity=similarity)
+                    if options.blind:
+                        predictor = TransferPredictor()
                     predictor.fit(pairs[known], pairs.loc[known, "dev"], candidates=pairs)
                     rest = pairs[~known]
                     learnt.append(spearman(predictor.predict(rest), rest))
-                    alone.append(spearman(rest["attribution_score"].to_numpy(), rest))
+                    popular = pairs[known].groupby("source")["dev"].mean()
+                    said = rest["attribution_score"]
+                    if options.blind:
+                        said = rest["source"].map(popular).fillna(popular.mean())
+                    alone.append(spearman(said.to_numpy(), rest))
                 first, second = (
                     pd.concat(found).groupby(level=0).mean().to_numpy() for found in (alone, learnt)
                 )

@@ -19,6 +19,9 @@ from transfer_pruner.rule.elimination import EliminationRule
 class PairOrder:
     """Surviving pairs, the highest `Decision.priority` first; ties by target, then by source.
 
+    Where an improvement is so unlikely that it comes out as 0, by what the predicted gain misses of
+    the target's best.
+
     Parameters
     ----------
     rule : EliminationRule
@@ -29,15 +32,19 @@ class PairOrder:
         columns = self._decisions.columns
         kept = np.flatnonzero(~columns["eliminated"])
         self._priority = self._decisions.priority
+        best = columns.get("best", np.zeros(len(self._priority)))
+        missing = np.maximum(np.nan_to_num(best), 0.0) - columns["score"]
+        missing = np.nan_to_num(missing, nan=np.inf)
+        self._missing = np.where(self._priority == 0, missing, 0.0)
         # Rows are ordered by target and source, and a stable sort leaves ties so; NaN comes last.
-        self._rows = kept[np.argsort(-self._priority[kept], kind="stable")]
+        self._rows = kept[np.lexsort((self._missing[kept], -self._priority[kept]))]
 
     @cached_property
     def tells(self) -> bool:
         """Whether some pair is worth more than another one."""
-        told = self._priority[self._rows]
-        told = told[~np.isnan(told)]
-        return bool(len(told)) and bool(told[0] > told[-1])
+        told = self._rows[~np.isnan(self._priority[self._rows])]
+        keys = (self._priority[told], self._missing[told])
+        return bool(len(told)) and any(bool(key[0] != key[-1]) for key in keys)
 
     def ranks(self, pair: Pair) -> bool:
         """Whether the rule tells what the pair is worth."""
