@@ -40,6 +40,8 @@ def test_the_notebook_tells_its_story(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     client.execute()
     last = ast.literal_eval(notebook.cells[-1].outputs[-1]["data"]["text/plain"])
-    # 6 targets x 2 rates: of each the baseline and two of five sources train.
-    assert (last["trained"], last["eliminated"]) == (36, 36)
+    # 6 targets x 2 rates: the twelve baselines, then pairs, in half of the grid's trials at most.
+    assert 12 < last["trained"] <= 36
+    # Proposals that were eliminated and gave way count as neither.
+    assert 0 < last["never started"] <= 72 - last["trained"]
     assert last["share_kept"] > 0
