@@ -1,16 +1,23 @@
-"""What does elimination do to each of Optuna's samplers? Searches over measured TREC-IS transfers.
+"""What does elimination do to each of Optuna's samplers? Searches over measured transfers.
 
     python examples/bench_samplers.py
     python examples/bench_samplers.py --targets Location Weather --seeds 3
     python examples/bench_samplers.py --gp-targets 25 --gp-seeds 10 --figure docs/search.png
+    python examples/bench_samplers.py --transfer joint --samplers TPE
+    python examples/bench_samplers.py --tasks digits --samplers TPE --seeds 2
 
-One study for each target: the source, or none, and the learning rate, 50 settings in all. The
-objective looks up the dev score that was measured (text_transfer/transfers-4.csv, mean over
-seeds), so that a search takes no training. The rule keeps k of 24 sources: eight by attributions,
-from predictions that never saw a transfer to the target, and of these those whose source models
-score best on the target's dev texts as they are (`EliminationRule.refine`). Where it says learning
-there is a `LearningRule` instead: it knows the attributions, or also how those eight scored, and
-learns from the search's own trials only.
+One study for each target: the source, or none, and the hyperparameters. The objective looks up the
+dev score that was measured, so that a search takes no training.
+
+TREC-IS (text_transfer/transfers-4.csv, mean over seeds): 24 sources or none, two learning rates.
+The rule keeps k of 24 sources: eight by attributions, from predictions that never saw a transfer to
+the target, and of these those whose source models score best on the target's dev texts as they are
+(`EliminationRule.refine`). The digits: 13 sources or none, two learning rates and numbers of
+epochs, on splits 6 to 9, which nothing was chosen on (splits.py measures what is missing, two
+minutes a split). The rule keeps k of 13 by attributions alone, and the proxy score is the H-score.
+
+Where it says learning there is a `LearningRule` instead: it knows the attributions, or also how
+eight sources scored that are best by them, and learns from the search's own trials only.
 """
 
 from __future__ import annotations
@@ -21,19 +28,17 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from bench_order import World, learning_rule
+from surfaces import Surface, digits, trec_is
 from transfer_pruner import EliminationRule, LearningRule
 from transfer_pruner.plotting.style import KEPT, NEUTRAL, SAVED, bare, new_figure
 from transfer_pruner_optuna import gate
@@ -42,57 +47,12 @@ from transfer_pruner_optuna.sampler import TransferSampler
 HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
 from analyse import interval  # noqa: E402
-from scores import all_scores  # noqa: E402
 from table import LOOKED  # noqa: E402
-from table import load as load_table  # noqa: E402
 
-ENOUGH = 0.95
-"""Share of the attainable gain at which a search has found what there is."""
+SPLITS = (6, 7, 8, 9)
+"""Of the digits: the attribution score was chosen on others."""
 MOST_ENTERED = 10
 """A search is given up after so many times the trials that it was to finish."""
-
-
-@dataclass(frozen=True)
-class Surface:
-    """One target's measured dev scores: a row for every source, the last for none."""
-
-    target: str
-    sources: list[str | None]
-    scores: np.ndarray[tuple[int, int], np.dtype[np.float64]]
-
-    @property
-    def alone(self) -> float:
-        """The single-task baseline's best score."""
-        return float(self.scores[-1].max())
-
-    @property
-    def best(self) -> float:
-        """The best score of all settings."""
-        return float(self.scores.max())
-
-    @property
-    def enough(self) -> float:
-        """The score with `ENOUGH` of the attainable gain."""
-        return self.alone + ENOUGH * (self.best - self.alone)
-
-    @property
-    def space(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """The parameters; the rate's index is a number, for samplers that know no categories."""
-        return {
-            "source": CategoricalDistribution(self.sources),
-            "lr": IntDistribution(0, self.scores.shape[1] - 1),
-        }
-
-    def objective(self, trial: optuna.Trial) -> float:
-        """Look up what a user would train for."""
-        source = trial.suggest_categorical("source", self.sources)
-        lr = trial.suggest_int("lr", 0, self.scores.shape[1] - 1)
-        return float(self.scores[self.sources.index(source), lr])
-
-    def best_kept(self, rule: EliminationRule) -> float:
-        """Find the best score that the rule leaves: what no search can exceed."""
-        kept = [not rule.decide(source, self.target).eliminated for source in self.sources]
-        return float(self.scores[kept].max())
 
 
 SAMPLERS: dict[str, Callable[[Surface, int], BaseSampler]] = {
@@ -107,49 +67,10 @@ SAMPLERS: dict[str, Callable[[Surface, int], BaseSampler]] = {
     "TPE": lambda _, seed: optuna.samplers.TPESampler(seed=seed),
     "GP": lambda _, seed: optuna.samplers.GPSampler(seed=seed),
     "Grid": lambda surface, seed: optuna.samplers.GridSampler(
-        {"source": surface.sources, "lr": range(surface.scores.shape[1])}, seed=seed
+        {"source": surface.sources, "setting": range(surface.scores.shape[1])}, seed=seed
     ),
     "BruteForce": lambda _, seed: optuna.samplers.BruteForceSampler(seed=seed),
 }
-
-
-class Predictions:
-    """Predictions that were made before, as what a rule is made from."""
-
-    def __init__(self, table: pd.Series) -> None:
-        self._table = table
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks."""
-        return sorted(self._table.index.unique("target"))
-
-    def predict(self, pairs: pd.DataFrame) -> np.ndarray:
-        """Look the predicted gains up."""
-        index = pd.MultiIndex.from_frame(pairs[["source", "target"]])
-        return self._table.reindex(index).to_numpy()
-
-    def predict_proba(self, pairs: pd.DataFrame) -> np.ndarray:
-        """Say nothing of probabilities."""
-        return np.full(len(pairs), np.nan)
-
-
-def load(metric: str, by: str) -> tuple[list[Surface], Predictions]:
-    """Arrange the measured dev scores, and predict every target from the others."""
-    transfers, features = (
-        pd.read_csv(HERE / f"{name}.csv") for name in ("transfers-4", "features-4")
-    )
-    data = load_table(transfers, features, "sequential", metric, "test")
-    surfaces = []
-    for t, target in enumerate(data.tasks):
-        others = [task for task in data.tasks if task != target]
-        rows = [data.dev[:, t, data.tasks.index(task)].mean(axis=0) for task in others]
-        scores = np.array([*rows, data.dev_baseline[:, t].mean(axis=0)])
-        surfaces.append(Surface(target, [*others, None], scores))
-    scores = all_scores(data, "target", LOOKED)[by].mean(axis=0)
-    table = pd.DataFrame(scores, data.tasks, data.tasks).stack()
-    table.index.names = ["target", "source"]
-    return surfaces, Predictions(table.reorder_levels(["source", "target"]))
 
 
 LEARNING = {
@@ -179,7 +100,7 @@ def search(
 ) -> dict[str, object]:
     """Run one study until so many trials have finished; say what it found and what it took."""
     # Targets list their sources alike: with equal seeds their searches would go alike too.
-    seed = zlib.crc32(f"{surface.target} {seed}".encode())
+    seed = zlib.crc32(f"{surface.name} {seed}".encode())
     objective, sampler = surface.objective, SAMPLERS[name](surface, seed)
     if way == "gate":
         objective = gate(objective, rule, search_space=surface.space, target=surface.target)
@@ -210,9 +131,7 @@ def search(
     }
 
 
-def searches(
-    surfaces: list[Surface], rule: EliminationRule, world: World, options: argparse.Namespace
-) -> Iterator[dict[str, object]]:
+def searches(surfaces: list[Surface], options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for name in options.samplers:
         few = name == "GP"
         seeds = options.gp_seeds if few else options.seeds
@@ -226,12 +145,10 @@ def searches(
             begun = time.perf_counter()
             for surface in surfaces[: options.gp_targets if few else None]:
                 for seed in range(seeds):
-                    of_search: EliminationRule | LearningRule = rule
-                    if way in LEARNING:
-                        pairs = world.candidates(surface.target)
-                        of_search = learning_rule(world, pairs, LEARNING[way])
-                    found = search(surface, of_search, name, way, seed, options.trials)
-                    yield {"sampler": name, "way": way, "target": surface.target, **found}
+                    learns = way in LEARNING
+                    rule = surface.learning(LEARNING[way]) if learns else surface.rule
+                    found = search(surface, rule, name, way, seed, options.trials)
+                    yield {"sampler": name, "way": way, "target": surface.name, **found}
             print(f"{name}, {way}: {time.perf_counter() - begun:.0f} seconds", flush=True)
 
 
@@ -258,7 +175,7 @@ def draw(rows: pd.DataFrame, surfaces: list[Surface], metric: str, file: Path) -
             best = np.mean(by_target, axis=0)
             trials = 1 + np.arange(len(best))
             axes.plot(trials, best, style, color=colour, label=label, linewidth=2)
-    for score, what in (("best", "the best of all 50 settings"), ("alone", "no transfer")):
+    for score, what in (("best", "the best of all settings"), ("alone", "no transfer")):
         height = np.mean([getattr(surface, score) for surface in surfaces])
         axes.axhline(height, color=NEUTRAL, linewidth=0.7)
         at = (0.99, height)
@@ -275,13 +192,15 @@ def draw(rows: pd.DataFrame, surfaces: list[Surface], metric: str, file: Path) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
+    parser.add_argument("--tasks", choices=["trec-is", "digits"], default="trec-is")
+    parser.add_argument("--transfer", choices=["sequential", "joint"], default="sequential")
+    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all if left out")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     ways = ["alone", "gate", "TransferSampler", *LEARNING]
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--trials", type=int, default=25, help="that a search is to finish")
-    parser.add_argument("--k", type=int, default=6, help="sources that the rule keeps")
+    parser.add_argument("--k", type=int, help="sources that the rule keeps; 6 of 24, 3 of 13")
     parser.add_argument("--by", default="attributions, fitted, re-ranked", help="a predictor")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--gp-targets", type=int, default=5, help="a GP is slow: the first so many")
@@ -289,15 +208,22 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the searches that it shows, no others")
     options = parser.parse_args()
     optuna.logging.set_verbosity(logging.ERROR)
-    surfaces, predictions = load(options.metric, options.by)
-    rule = EliminationRule.top_k(predictions, k=options.k)
-    unknown = set(options.targets or []) - {surface.target for surface in surfaces}
-    if unknown:
-        parser.error(f"--targets: {', '.join(sorted(unknown))} not among {predictions.tasks}")
+    if options.tasks == "digits" and options.transfer == "joint":
+        parser.error("--transfer joint: of the digits only sequential transfer is measured")
+    if options.tasks == "digits":
+        k = options.k or 3
+        surfaces = digits(SPLITS, k)
+    else:
+        k = options.k or 6
+        surfaces = trec_is(options.transfer, options.metric, options.by, k)
+    known = {surface.target for surface in surfaces}
+    if unknown := set(options.targets or []) - known:
+        parser.error(f"--targets: {', '.join(sorted(unknown))} not among {sorted(known)}")
     surfaces = [s for s in surfaces if not options.targets or s.target in options.targets]
-    rows = pd.DataFrame(searches(surfaces, rule, World.read("sequential", options.metric), options))
+    rows = pd.DataFrame(searches(surfaces, options))
 
-    table = Table(title=f"{options.trials} finished trials of 50 settings")
+    settings = surfaces[0].scores.size
+    table = Table(title=f"{options.trials} finished trials of {settings} settings")
     table.add_column("sampler")
     table.add_column("elimination")
     for column in ("until 95%", "reached", "lost after 10", "lost at the end", "finished"):
@@ -322,8 +248,8 @@ def main() -> None:
     if options.figure:
         draw(rows, surfaces, options.metric, options.figure)
     attainable = np.array([surface.best - surface.alone for surface in surfaces])
-    lost = np.array([surface.best - surface.best_kept(rule) for surface in surfaces])
-    reachable = [surface.best_kept(rule) >= surface.enough - 1e-12 for surface in surfaces]
+    lost = np.array([surface.best - surface.best_kept() for surface in surfaces])
+    reachable = [surface.best_kept() >= surface.enough - 1e-12 for surface in surfaces]
     console.print(
         f"Until 95%, finished, entered, eliminated, surviving pairs: median (quartiles) over "
         f"targets and seeds. Lost: exhaustive best dev score minus the search's, mean over targets "
@@ -332,7 +258,7 @@ def main() -> None:
         f"{min(options.gp_targets, len(surfaces))} targets, {options.gp_seeds} seeds. A search is "
         f"given up after {MOST_ENTERED * options.trials} trials.\n"
         f"On dev the best source gains {attainable.mean():.4f} {options.metric} over the baseline. "
-        f"A perfect search among what the rule keeps ({options.k} sources and the baseline) loses "
+        f"A perfect search among what the rule keeps ({k} sources and the baseline) loses "
         f"{lost.mean():.4f}, and can reach 95% of the gain for {np.mean(reachable):.0%} of targets."
     )
 

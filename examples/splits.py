@@ -94,20 +94,27 @@ def on_split(split: int, folder: Path, *what: str) -> None:
     subprocess.run([sys.executable, __file__, folder, *what], env=environment, check=True)
 
 
+def measured(split: int) -> tuple[pd.DataFrame, TransferPredictor, pd.DataFrame]:
+    """Measure what is missing of a split; return its trials, attributions and proxy scores."""
+    folder = OUT / f"split{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "trials.csv").exists():
+        print(f"measuring split {split}", flush=True)
+        on_split(split, folder)
+    if not (folder / "proxies.csv").exists():
+        on_split(split, folder, "proxies")
+    predictor = TransferPredictor(
+        load_embeddings(folder / "s"), target_embeddings=load_embeddings(folder / "t")
+    )
+    return pd.read_csv(folder / "trials.csv"), predictor, pd.read_csv(folder / "proxies.csv")
+
+
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found, searched = [], []
     for split in SPLITS:
         folder = OUT / f"split{split}"
-        if not (folder / "trials.csv").exists():
-            print(f"measuring split {split}", flush=True)
-            on_split(split, folder)
-        if not (folder / "proxies.csv").exists():
-            on_split(split, folder, "proxies")
-        predictor = TransferPredictor(
-            load_embeddings(folder / "s"), target_embeddings=load_embeddings(folder / "t")
-        )
-        trials = pd.read_csv(folder / "trials.csv")
+        trials, predictor, _ = measured(split)
         for proxy in (*PROXIES, None):
             share = found_by_learning(folder, predictor, proxy)
             searched.append({"split": split, "proxy": proxy or "none", "share": share})
