@@ -71,8 +71,8 @@ def table_of(data: Measured, costs: Costs) -> pd.DataFrame:
     made = all_scores(data, "target", looked_at(len(data.tasks)), ROWS)
     nothing = data.regret(np.zeros_like(data.dev_gain), 0)
     measured = {"random": (at_random(data), 0.0)}
-    if "linear probe" in made:
-        del made["proxy score of all pairs"]  # that was the linear probe
+    if "proxy score of all pairs" in made and "linear probe" in made:
+        del made["proxy score of all pairs"]  # that is LogME, or zero-shot
     for name in ROWS:
         if name in made:
             measured[ROWS[name]] = per_target(data, made[name]), costs.of(name)

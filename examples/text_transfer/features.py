@@ -85,10 +85,10 @@ def of_seed(bench: Bench, seed: int, options: argparse.Namespace, probe: Probe) 
             look(bench, tops, some, "zero_shot")
     else:
         scores = proxies(bench, tops, pairs, seconds)
-        found.append(scores.assign(look=scores["linear_probe"]))
+        found.append(scores.assign(look=scores["logme"]))
         # No text is in two tasks: what a look costs is that of its pair.
         looked = looked_at(len(bench.names)) / (len(bench.names) - 1)
-        seconds["look"] = seconds["linear_probe"]
+        seconds["look"] = seconds["logme"]
         seconds["looked_at_again"] = looked * seconds["look"]
     for others in found:
         table = table.merge(others, on=["source", "target"], how="left", validate="one_to_one")
@@ -119,7 +119,7 @@ def of_whole_models(bench: Bench, tops: Tops, alone: Tops, pairs: pd.DataFrame) 
 def look(
     bench: Bench, tops: Tops, pairs: pd.DataFrame, method: str, cache: str | None = None
 ) -> pd.DataFrame:
-    """Score sources' models on their targets' dev texts: a trial of no step, or a linear probe.
+    """Score sources' models on their targets' dev texts: a trial of no step, or LogME.
 
     What the frozen blocks make of a text is known, as it is to a trial.
     """

@@ -25,8 +25,8 @@ ATTRIBUTIONS = (
 )
 LOOK = "look"
 """Proxy score on the target's dev texts by which sources are ranked anew: of labels the average
-precision of the source's model, head and all, a trial of no step; of classes, a linear probe's
-score."""
+precision of the source's model, head and all, a trial of no step; of classes,
+LogME."""
 PROBING = ("logme", "h_score", "zero_shot_ap", "zero_shot_auc", "zero_shot", "linear_probe")
 LABELS = ("label_correlation", "label_given_source", "label_given_target", "source_size")
 COLUMNS = {

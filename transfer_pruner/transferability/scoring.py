@@ -75,7 +75,8 @@ def score_pairs(
         ``"h_score"``: `logme` and `h_score` of the head's features, less what shuffled labels score
         (`null_corrected`). ``"linear_probe"``: a linear model of those features, cross-validated;
         average precision, macro F1, or R² of a regression. Left out or ``"auto"``: zero-shot where
-        every head fits every target, else linear probes, for all pairs alike.
+        every head fits every target, else LogME, or linear probes where a target's labels are
+        continuous; one for all pairs alike.
     pairs : DataFrame, optional
         Columns source and target: the pairs to score, such as those that a rule keeps. All ordered
         pairs if left out. A pair of a task with itself is the single-task baseline, and left out.
@@ -200,6 +201,7 @@ class _Scorer:
 
     def best_method(self) -> str:
         """Zero-shot if every head fits every target, so that all scores are of one kind."""
+        method = "zero_shot"
         for source, targets in self.targets.items():
             seen = self._seen(source)
             if seen is None:
@@ -210,11 +212,13 @@ class _Scorer:
                     check_labels(labels)
                 except ValueError:
                     continue
+                if labels.dtype.kind == "f":
+                    return "linear_probe"
                 try:
                     check_head(seen.outputs.shape[1], labels)
                 except ValueError:
-                    return "linear_probe"
-        return "zero_shot"
+                    method = "logme"
+        return method
 
     def score(self, method: str) -> pd.DataFrame:
         """Score the pairs, a source's one after another, in the order in which they are wanted."""

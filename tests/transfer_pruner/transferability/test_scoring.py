@@ -183,7 +183,16 @@ def test_left_out_the_method_is_zero_shot_where_every_head_fits(datasets: dict[s
     table = score_pairs({"s": network(2)}, datasets, progress=False)
     assert set(table["method"]) == {"zero_shot"}
     both = score_pairs({"s": network(2), "other": network(3)}, datasets, "auto", progress=False)
-    assert set(both["method"]) == {"linear_probe"}
+    assert set(both["method"]) == {"logme"}
+
+
+def test_left_out_the_method_is_a_linear_probe_where_a_target_is_a_regression(
+    datasets: dict[str, Any], inputs: torch.Tensor
+) -> None:
+    data = datasets | {"size": (inputs, inputs[:, 0].numpy())}
+    table = score_pairs({"s": network(3)}, data, progress=False)
+    assert set(table["method"]) == {"linear_probe"}
+    assert np.isfinite(table["score"]).all()
 
 
 def test_a_module_sees_every_example_once_whatever_the_number_of_targets(
