@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "captum", "ray", "mlflow", "transformers", "matplotlib", "sklearn", "pandas"}
 HOSTS = {"optuna", "ray", "mlflow"}
 TORCH = {"attribution", "text"}  # the rooms that may import it
-NAMES_OF_0_1 = (ROOT / "tests/public_names.txt").read_text().split()
+RELEASED_NAMES = (ROOT / "tests/public_names.txt").read_text().split()
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -57,8 +57,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("where", NAMES_OF_0_1)
-def test_every_public_name_of_0_1_is_where_it_stood(where: str) -> None:
+@pytest.mark.parametrize("where", RELEASED_NAMES)
+def test_every_released_name_is_where_it_was(where: str) -> None:
     module, name = where.split(":")
     exec(f"from {module} import {name}", {})  # as users do: a submodule is a name too
 
