@@ -119,9 +119,6 @@ def of_column(data: Measured, name: str) -> Array:
 def where_given(data: Measured, name: str) -> Array:
     """Take a column, a pair without a value as the least of its target's, or of all."""
     values = of_column(data, name)
-    if np.isnan(values).all(axis=(1, 2)).any():
-        # Run on the models of some seeds only.
-        values = np.broadcast_to(np.nanmean(values, axis=0), values.shape)
     least = np.where(np.isnan(values), np.inf, values).min(axis=2, keepdims=True)
     least = np.where(np.isinf(least), 0.0, least)
     return np.where(np.isnan(values) & ~np.eye(len(data.tasks), dtype=bool), least, values)
