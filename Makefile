@@ -56,9 +56,10 @@ bench-attribution: setup ## Compare one sweep over all layers with Captum's walk
 bench-trec-is: setup ## Analyse the transfers that were measured on TREC-IS.
 	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/analyse.py --ways sequential joint --regimes target source both --splits test shifted
 
-bench-text: setup ## One table of ways to rank pairs for each text setting that was measured.
-	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting trec-is
-	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting mixed
+bench-text: setup ## One table of ways to rank pairs for each setting that was measured.
+	for setting in trec-is mixed images-scratch images-copies images-close-copies; do \
+		OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting $$setting || exit 1; \
+	done
 
 wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty environment.
 	rm -rf dist build .venv-wheel
