@@ -71,6 +71,7 @@ def examples_of(name: str, thing: object) -> doctest.DocTest:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     ray = pytest.importorskip("ray")
+    ray.shutdown()  # what tests of other modules have left
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -167,7 +167,10 @@ def test_searches_stand_side_by_side_under_the_same_names(
     trackers = three_searches(server.uri)
     client = MlflowClient(server.uri)
     runs = {name: client.get_run(str(one.run_id)).data for name, one in trackers.items()}
-    metrics = [set(data.metrics) for data in runs.values()]
+    # How far a ranking holds is told where pairs were ranked beforehand.
+    metrics = [
+        {name for name in data.metrics if not name.startswith("trust/")} for data in runs.values()
+    ]
     assert metrics[0] == metrics[1] == metrics[2], "every figure has its fellow in each run"
     best = [{key for key in data.params if key.startswith("best/")} for data in runs.values()]
     assert best[0] == best[1] == best[2] == {f"best/{task}" for task in TASKS}
