@@ -86,8 +86,10 @@ def local_mlflow(
 
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     # What tests of other modules have left.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     while mlflow.active_run() is not None:
         mlflow.end_run()
