@@ -101,10 +101,11 @@ def local_mlflow(
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where an example runs, with what it needs of a host."""
     name = request.node.callspec.params["name"]
+    if name.startswith("transfer_pruner_ray."):
+        # At the usual home, where its token lies.
+        request.getfixturevalue("local_ray")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray's results go there
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-    if name.startswith("transfer_pruner_ray."):
-        request.getfixturevalue("local_ray")
     if name.startswith("transfer_pruner_mlflow."):
         request.getfixturevalue("local_mlflow")
     monkeypatch.chdir(tmp_path)
