@@ -52,6 +52,7 @@ from transfer_pruner_optuna import (
     StopWhenSettled,
     TransferSampler,
     answer_from_study,
+    ending_from_study,
     gate,
     records_from_study,
 )
@@ -446,6 +447,7 @@ def main() -> None:
         )
         for record in records_from_study(learnt):
             learning_tracker.record(record)
+        learning_tracker.log_ending(**ending_from_study(learnt))
         kept = share_kept(trials, trials_table(learnt))
         learning_tracker.log_metrics(
             {
