@@ -194,7 +194,7 @@ class Ordering:
         draw : callable
             Takes what is known of others, and how many of them take what comes next.
         of_shared : bool
-            Say nothing unless another trial has the same pair.
+            Say nothing unless another trial runs: it may come to share the pair.
         """
         until = time.monotonic() + _PATIENCE
         with self._lock:
@@ -204,7 +204,8 @@ class Ordering:
                 if drawn is None:
                     return None
                 claim = drawn.claim
-                if of_shared and not any(other.pair == claim.pair for other in others.values()):
+                if of_shared and not others:
+                    # Who shares the pair later reads what is suggested meanwhile.
                     return drawn
                 write_claim(study, trial, claim)
                 now = self._history(study).claims(trial.number)

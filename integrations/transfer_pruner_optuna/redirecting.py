@@ -175,16 +175,22 @@ class Redirector:
         A sampler that is sure of one choice, as TPE soon is, proposes it however often it is asked.
         """
         asked = itertools.count(1)
+        seen: list[Params] = []
 
         def other() -> Params:
             params = ask()
-            if 2 * next(asked) <= self._times_again:
-                return params
-            drawn = {
-                name: self._at_random.sample_independent(study, trial, name, of)
-                for name, of in space.items()
-                if name in params and name not in self._pair_of.params
-            }
+            names = [name for name in space if name in params and name not in self._pair_of.params]
+            drawn = {name: params[name] for name in names}
+            if 2 * next(asked) > self._times_again:
+                # Each time another one: of few choices chance may leave one out.
+                for _ in range(_TIMES_ASKED):
+                    drawn = {
+                        name: self._at_random.sample_independent(study, trial, name, space[name])
+                        for name in names
+                    }
+                    if drawn not in seen:
+                        break
+            seen.append(drawn)
             return params | drawn
 
         return other

@@ -229,7 +229,8 @@ def test_the_claim_of_a_worker_that_died_holds_nobody_up() -> None:
         suggest_pair(trial)
     assert [trial.params["source"] for trial in trials[:5]] == TASKS[1:]
     assert trials[5].params["source"] != trials[5].params["target"]
-    assert [*storage.claims.values()] == [1] * 7
+    # The pair, and beside others that run the hyperparameters.
+    assert set(storage.claims.values()) <= {1, 2}
     study.tell(dead.number, state=TrialState.FAIL)
     after = study.ask()
     suggest_pair(after)
