@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, here or in a child process: beside other work a second thread spins
 # and the suite takes three times as long.
@@ -106,7 +106,7 @@ def save_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[.
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    def save(name: str, seed: int = 0) -> Path:
+    def save(name: str, seed: int = 0, **more: Any) -> Path:
         torch.manual_seed(seed)
         config = BertConfig(
             vocab_size=40,
@@ -115,6 +115,7 @@ def save_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[.
             num_attention_heads=2,
             intermediate_size=24,
             max_position_embeddings=64,
+            **more,
         )
         folder = tmp_path / "models" / name
         BertForSequenceClassification(config).save_pretrained(folder)

@@ -200,10 +200,12 @@ class Ordering:
         with self._lock:
             others, ahead = self._history(study).claims(trial.number), 0
             for _ in range(_ROUNDS):
-                drawn = draw(self._histories[study_key(study)], others, ahead)
+                history = self._histories[study_key(study)]
+                drawn = draw(history, others, ahead)
                 if drawn is None:
                     return None
                 claim = drawn.claim
+                repeats = history.repeats(claim, others)
                 if of_shared and not others:
                     # Who shares the pair later reads what is suggested meanwhile.
                     return drawn
@@ -216,7 +218,8 @@ class Ordering:
                 ):
                     time.sleep(_PAUSE)
                     now = self._history(study).claims(trial.number)
-                if not rivals:
+                # A rival that has finished meanwhile claims nothing any more: its result is there.
+                if not rivals and repeats >= history.repeats(claim, {}):
                     break
                 others, ahead = now, give_way_before(trial.number, claim, rivals)
             return drawn

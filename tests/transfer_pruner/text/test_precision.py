@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from transfer_pruner import TaskEmbedding, embed, embed_many, load_embeddings, score_pairs
 from transfer_pruner.pairs import cosine
@@ -24,26 +24,9 @@ Save = Callable[[str, int], Path]
 
 
 @pytest.fixture
-def save(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Save:
+def save(save_model: Callable[..., Path]) -> Save:
     """Save a classifier whose logits differ by more than half precision rounds away."""
-
-    def save_model(name: str, seed: int) -> Path:
-        torch.manual_seed(seed)
-        config = BertConfig(
-            vocab_size=40,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-        folder = tmp_path / "models" / name
-        BertForSequenceClassification(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return save_model
+    return functools.partial(save_model, initializer_range=0.5)
 
 
 def least_cosine(one: TaskEmbedding, other: TaskEmbedding) -> float:
