@@ -76,11 +76,10 @@ class Design:
         self._scored = scored
         self.features = [str(name) for name in yardstick.columns if name not in ("", _SCORE)]
         columns = [*self.features, *([_SCORE] if scored else [])]
+        codes, targets = pd.factorize(yardstick[""].to_numpy(), use_na_sentinel=False)
         self._yardsticks = {
             name: _Yardstick(
-                yardstick[name].to_numpy(dtype=float),
-                yardstick[""].to_numpy(),
-                one_scale=name == _SCORE,
+                yardstick[name].to_numpy(dtype=float), codes, targets, one_scale=name == _SCORE
             )
             for name in columns
         }
@@ -94,8 +93,10 @@ class Design:
         rows[:, SCORE] = 0.0
         places = {_SCORE: SCORE} if self._scored else {}
         places |= {name: FEATURES + place for place, name in enumerate(self.features)}
+        codes, of_codes = pd.factorize(targets, use_na_sentinel=False)
         for name, place in places.items():
-            rows[:, place] = self._yardsticks[name](features[name].to_numpy(dtype=float), targets)
+            values = features[name].to_numpy(dtype=float)
+            rows[:, place] = self._yardsticks[name](values, codes, of_codes)
         return Rows(rows, targets, self.features, self._scored)
 
     def kernel(self) -> PairKernel:
@@ -120,28 +121,39 @@ class _Yardstick:
     """
 
     def __init__(
-        self, values: FloatArray, targets: NDArray[np.object_], *, one_scale: bool = False
+        self,
+        values: FloatArray,
+        codes: NDArray[np.intp],
+        targets: NDArray[np.object_],
+        *,
+        one_scale: bool,
     ) -> None:
         there = np.isfinite(values)
-        values, targets = values[there], targets[there]
-        by_target = pd.Series(values).groupby(targets)
-        self._centres: dict[Any, float] = by_target.mean().to_dict()
+        values, codes = values[there], codes[there]
+        counts = np.bincount(codes, minlength=len(targets))
+        means = np.bincount(codes, values, minlength=len(targets)) / np.maximum(counts, 1)
+        known = np.flatnonzero(counts)
+        self._centres = dict(zip(targets[known], means[known].tolist(), strict=True))
         self._centre = float(values.mean()) if len(values) else 0.0
-        within = values - looked_up(targets, self._centres, 0.0)
+        within = values - means[codes]
         # Rounding is no spread: divided by infinity, such values are average ones.
         size = float(np.abs(values).max(initial=0.0))
         self._spread = float(np.sqrt(np.mean(within**2))) if len(values) else 0.0
-        self._spreads: dict[str, float] = {}
+        self._spreads: dict[Any, float] = {}
         if not self._spread > 1e-9 * size:
             self._spread = np.inf
         elif not one_scale:
-            self._spreads, _ = spreads(targets, within)
+            own, _ = spreads(codes, within)
+            self._spreads = {targets[int(code)]: value for code, value in own.items()}
 
-    def __call__(self, values: FloatArray, targets: NDArray[np.object_]) -> FloatArray:
+    def __call__(
+        self, values: FloatArray, codes: NDArray[np.intp], targets: NDArray[np.object_]
+    ) -> FloatArray:
         """Standardise; a value that is not known is an average one."""
-        centres = looked_up(targets, self._centres, self._centre)
+        centres = np.array([self._centres.get(target, self._centre) for target in targets])
+        units = np.array([self._spreads.get(target, self._spread) for target in targets])
         with np.errstate(invalid="ignore"):
-            standard = (values - centres) / looked_up(targets, self._spreads, self._spread)
+            standard = (values - centres[codes]) / units[codes]
         return np.where(np.isfinite(values), standard, 0.0)
 
 

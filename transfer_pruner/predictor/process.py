@@ -285,7 +285,7 @@ def first_kernel(
         )
 
 
-def spreads(targets: NDArray[np.object_], gains: FloatArray) -> tuple[dict[str, float], float]:
+def spreads(targets: NDArray[Any], gains: FloatArray) -> tuple[dict[str, float], float]:
     r"""Estimate the spread of every target's gains, shrunk, and that of a target not measured.
 
     :math:`s_t^2 = (\nu s^2 + \sum (g - \bar g_t)^2) / (\nu + n_t - 1)`, s pooled over targets and
