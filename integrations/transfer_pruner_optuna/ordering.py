@@ -205,7 +205,7 @@ class Ordering:
                 if drawn is None:
                     return None
                 claim = drawn.claim
-                repeats = history.repeats(claim, others)
+                tried = history.trials_of(claim.pair)
                 if of_shared and not others:
                     # Who shares the pair later reads what is suggested meanwhile.
                     return drawn
@@ -218,8 +218,8 @@ class Ordering:
                 ):
                     time.sleep(_PAUSE)
                     now = self._history(study).claims(trial.number)
-                # A rival that has finished meanwhile claims nothing any more: its result is there.
-                if not rivals and repeats >= history.repeats(claim, {}):
+                # Who began and finished meanwhile claims nothing any more, and was not known.
+                if not rivals and history.trials_of(claim.pair) == tried:
                     break
                 others, ahead = now, give_way_before(trial.number, claim, rivals)
             return drawn

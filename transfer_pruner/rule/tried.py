@@ -103,7 +103,12 @@ class TriedPairs:
     @property
     def trials(self) -> Counter[Pair]:
         """How many trials every pair has had."""
-        return Counter({pair: t.results + t.without_result for pair, t in self._tried.items()})
+        return Counter({pair: self.trials_of(pair) for pair in self._tried})
+
+    def trials_of(self, pair: Pair) -> int:
+        """How many trials a pair has had."""
+        tried = self._tried.get(pair, _Tried())
+        return tried.results + tried.without_result
 
     @property
     def done(self) -> set[Pair]:

@@ -185,22 +185,26 @@ def test_who_has_to_share_a_pair_takes_other_hyperparameters(order: list[int]) -
 
 
 class Overtaken(SteppedStorage):
-    """While the first claim is written, somebody begins and ends a trial of just that."""
+    """While the first claim is written, somebody begins and ends a trial of that pair."""
 
-    overtake: Callable[[str, int], None] | None = None
+    overtake: Callable[[str | None, dict[str, str]], None] | None = None
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         if key == CLAIM and self.overtake is not None:
             overtake, self.overtake = self.overtake, None
             source, _, hyperparameters = value
-            overtake(source, int(dict(hyperparameters)["layers"]))
+            overtake(source, dict(hyperparameters))
         super().set_trial_system_attr(trial_id, key, value)
 
 
-def test_who_was_overtaken_by_a_trial_that_has_finished_chooses_anew() -> None:
+@pytest.mark.parametrize("base", [Together, RandomSampler])
+def test_who_was_overtaken_by_a_trial_that_has_finished_chooses_anew(
+    base: Callable[..., BaseSampler],
+) -> None:
     storage = Overtaken()
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
-    space = {"source": CategoricalDistribution([None, "b"]), "layers": IntDistribution(1, 3)}
+    sources = [None, "b", "c"]
+    space = {"source": CategoricalDistribution(sources), "layers": IntDistribution(1, 2)}
 
     def finish(source: str | None, layers: int) -> None:
         params = {"source": source, "layers": layers}
@@ -208,14 +212,15 @@ def test_who_was_overtaken_by_a_trial_that_has_finished_chooses_anew() -> None:
             optuna.create_trial(params=params, distributions=space, value=0.6)  # type: ignore[arg-type]
         )
 
-    finish(None, 1)
-    finish("b", 1)
-    storage.overtake = finish
-    trial = worker(storage, Together(seed=0), target="a").ask()
-    trial.suggest_categorical("source", [None, "b"])
-    trial.suggest_int("layers", 1, 3)
+    for source in sources:
+        finish(source, 1)
+    # One setting is left of every pair, and somebody takes it.
+    storage.overtake = lambda source, _: finish(source, 2)
+    trial = worker(storage, base(seed=0), target="a").ask()
+    trial.suggest_categorical("source", sources)
+    trial.suggest_int("layers", 1, 2)
     tried = [(other.params["source"], other.params["layers"]) for other in study.trials]
-    assert len(set(tried)) == len(tried) == 4
+    assert len(set(tried)) == len(tried) == 5
 
 
 def test_who_asks_alone_says_once_what_its_trial_will_be() -> None:
