@@ -118,7 +118,8 @@ class Savings:
                 f"{self.exhaustive_trials} never started"
             )
         if math.isnan(self.estimated_fraction_saved):
-            return f"{share}; no trial trained yet, so nothing can be said of the seconds saved."
+            why = "the trials took no time" if self.trials_trained else "no trial trained yet"
+            return f"{share}; {why}, so nothing can be said of the seconds saved."
         low, high = self.estimated_seconds_saved_interval
         never = ""
         if self.trials_never_started:

@@ -35,7 +35,8 @@ class StopWhenSettled(Stopper, Callback):
     it writes down why, which Tune gives stoppers no place for.
 
     The search is settled if every target that is searched has a baseline with a result, the rule
-    has learnt from five transfers, and
+    has learnt from twenty transfers, or from five of five pairs beyond the first of every target or
+    of all that survive, and
 
     .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
 

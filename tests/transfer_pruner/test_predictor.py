@@ -459,3 +459,19 @@ def test_an_infinite_feature_is_one_that_is_not_known() -> None:
     predictor = TransferPredictor(feature_columns=["proxy"])
     found = [predictor.fit(table, gains).predict(table) for table in (unknown, infinite)]
     np.testing.assert_array_equal(*found)
+
+
+def test_of_no_pairs_it_predicts_nothing(embeddings: Embeddings, transfers: pd.DataFrame) -> None:
+    none = transfers.iloc[:0]
+    fitted = TransferPredictor(embeddings).fit(transfers, transfers["gain"])
+    assert [x.shape for x in fitted.predict(none, return_std=True)] == [(0,), (0,)]
+    assert fitted.predict_proba(none).shape == (0,)
+    assert fitted.covariance(none).shape == (0, 0)
+    assert not len(fitted.features(none))
+    assert [len(part) for part in fitted.contributions(none)] == [0, 0]
+
+
+def test_a_feature_that_is_no_number_is_refused_by_name(transfers: pd.DataFrame) -> None:
+    words = transfers.assign(size="large")
+    with pytest.raises(ValueError, match="feature_columns names 'size', which must hold numbers"):
+        TransferPredictor(feature_columns=["size"]).fit(words, transfers["gain"])

@@ -16,6 +16,13 @@ def test_source_and_target_are_named_once_where_the_record_is_made() -> None:
     assert TrialRecord(0, ("y", "x", "t"), "t", "trained", 1.0).source == ("x", "y")
 
 
+def test_a_clock_that_was_set_back_measures_nothing() -> None:
+    assert TrialRecord(0, "s", "t", "trained", -3600.0).seconds == 0
+    for unknown in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"seconds must be a finite number but got {unknown}"):
+            TrialRecord(0, "s", "t", "trained", unknown)
+
+
 def test_records_know_their_direction() -> None:
     up, down = (TrialRecord(0, "s", "t", "trained", 1.0, maximize=m) for m in (True, False))
     assert is_maximizing([up])

@@ -275,6 +275,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             Before `fit`, and of a `regressor`, which tells no covariance.
         """
         design = self._design_of(pairs)
+        if not len(pairs):
+            return np.zeros((0, 0))
         _, covariance = self.regressor_.predict(design.rows, return_cov=True)
         # Among themselves the rows are taken for measurements, with noise.
         covariance = covariance - self.regressor_.kernel_.noise * np.eye(len(pairs))
@@ -473,5 +475,16 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 f"{', '.join(map(str, pairs.columns))}."
             )
         if columns:
-            parts.append(pd.DataFrame(pairs[columns].to_numpy(dtype=float), columns=columns))
+            parts.append(pd.DataFrame({name: _numbers(pairs[name]) for name in columns}))
         return pd.concat(parts, axis=1)
+
+
+def _numbers(column: pd.Series) -> FloatArray:
+    try:
+        numbers: FloatArray = column.to_numpy(dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"feature_columns names {column.name!r}, which must hold numbers: {error}. Write what "
+            "is unknown as NaN, and a category as a column of 0 and 1 each."
+        ) from error
+    return numbers

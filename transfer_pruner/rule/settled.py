@@ -19,7 +19,10 @@ from transfer_pruner.rule.tried import Pair, TriedPairs
 from transfer_pruner.tasks import PairParams
 
 _ENOUGH = 5
-"""Transfers that an expectation has to rest on: the scale of gains is not known from fewer."""
+"""Transfers, and pairs beyond the first of every target, that an expectation has to rest on: from
+fewer it is not known by how much gains differ, and repeats of a pair look as if by nothing."""
+_MANY = 20
+"""Transfers that tell so much, of however few pairs."""
 
 
 def settled(
@@ -37,9 +40,10 @@ def settled(
 
     .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
 
-    over the surviving pairs that have a next trial, which has to rest on five transfers at least;
-    or if that is so of every pair with :math:`\tau` or a share of what the search has gained per
-    second so far, times the seconds of the pair's trial, whichever is more.
+    over the surviving pairs that have a next trial, which has to rest on twenty transfers, or on
+    five of five pairs beyond the first of every target or of all that survive; or if that is so of
+    every pair with :math:`\tau` or a share of what the search has gained per second so far, times
+    the seconds of the pair's trial, whichever is more.
 
     Parameters
     ----------
@@ -81,7 +85,8 @@ def settled(
         seconds_of_best = seconds.of(left[0][0])
         told["tolerance"] = worth * seconds_of_best
     if math.isfinite(highest):
-        if learnt < _ENOUGH:
+        told_enough = _tell_spread(order, tried, sources, targets)
+        if learnt < (_ENOUGH if told_enough else _MANY):
             return None
         told["priority"] = highest
         why = (
@@ -99,6 +104,17 @@ def settled(
         why = "every surviving pair has been tried at every setting"
     told["reason"] = f"{why}; learnt from {learnt} transfers to {len(targets)} targets."
     return told
+
+
+def _tell_spread(
+    order: PairOrder, tried: TriedPairs, sources: Collection[str], targets: Collection[str]
+) -> bool:
+    """Whether the results of enough pairs, or of all there are, tell how different gains are."""
+    measured = {pair for pair in tried.measured if isinstance(pair[0], str) and pair[1] in targets}
+    if len(measured) - len({target for _, target in measured}) >= _ENOUGH:
+        return True
+    known = measured | tried.done
+    return all(pair in known for pair, _ in order.each(sources, targets))
 
 
 def _above(

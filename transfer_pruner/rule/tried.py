@@ -111,6 +111,11 @@ class TriedPairs:
         return tried.results + tried.without_result
 
     @property
+    def measured(self) -> set[Pair]:
+        """Pairs that have a result."""
+        return {pair for pair, tried in self._tried.items() if tried.results}
+
+    @property
     def done(self) -> set[Pair]:
         """Pairs that were tried at every setting that there is, or that keep failing."""
         return {

@@ -98,9 +98,11 @@ def test_every_target_that_is_searched_needs_a_baseline() -> None:
     study.optimize(objective, n_trials=4, callbacks=[stop])
     assert stop.settled(study) is None
     study.enqueue_trial({"source": "d", "target": "d"})
-    study.optimize(objective, n_trials=20, callbacks=[stop])
-    # With five transfers: b -> a, and four that the sampler chose.
-    assert len(study.trials) == 9
+    study.optimize(objective, n_trials=40, callbacks=[stop])
+    # With twenty transfers, of four pairs beyond the first of every target.
+    assert len(study.trials) == 4 + 20
+    measured = {(t.params["source"], t.params["target"]) for t in study.trials}
+    assert len(measured) == 4 + 4 + 4
 
 
 def test_baselines_alone_settle_nothing() -> None:

@@ -28,13 +28,32 @@ def tried(*sources: str | None, possible: float = math.inf) -> TriedPairs:
 
 
 def test_it_says_what_it_expects() -> None:
-    told = settled(learnt(a=0.001, b=0.02), tried(None), ["a", "b"], ["t"], 0.05)
+    done = tried(None, "a", "b")
+    told = settled(learnt(a=0.001, b=0.02), done, ["a", "b"], ["t"], 0.05)
     assert told is not None
     assert (told["priority"], told["tolerance"]) == (0.02, 0.05)
     assert told["reason"].endswith("the most is 0.02; learnt from 5 transfers to 1 targets.")
-    assert settled(learnt(a=0.001, b=0.02), tried(None), ["a", "b"], ["t"], 0.01) is None
+    assert settled(learnt(a=0.001, b=0.02), done, ["a", "b"], ["t"], 0.01) is None
     # Of what is not searched nothing is asked.
-    assert settled(learnt(a=0.001, b=0.02), tried(None), ["a"], ["t"], 0.01) is not None
+    assert settled(learnt(a=0.001, b=0.02), tried(None, "a"), ["a"], ["t"], 0.01) is not None
+
+
+def test_repeats_of_few_pairs_do_not_tell_how_different_gains_are() -> None:
+    rule = learnt(19, **dict.fromkeys("abcdefg", 0.0))
+    for several in ("a", "aaaa", "abcde", "abcdee"):
+        assert settled(rule, tried(None, *several), [*"abcdefg"], ["t"], 1) is None, several
+    assert settled(rule, tried(None, *"abcdef"), [*"abcdefg"], ["t"], 1) is not None
+    of_all = learnt(20, **dict.fromkeys("abcdefg", 0.0))
+    assert settled(of_all, tried(None, "a"), [*"abcdefg"], ["t"], 1) is not None
+    # Fewer are enough where there are no others, or the others keep failing.
+    assert settled(rule, tried(None, *"ab"), [*"ab"], ["t"], 1) is not None
+    failing = tried(None, *"ab")
+    for _ in range(3):
+        failing.add(("c", "t"), setting_of({}), has_result=False, has_failed=True)
+    assert settled(rule, failing, [*"abc"], ["t"], 1) is not None
+    # Baselines are no pairs, and other targets are not asked about.
+    failing.add(("g", "u"), setting_of({}), has_result=True)
+    assert settled(rule, failing, [*"abcd"], ["t"], 1) is None
 
 
 def test_without_baseline_or_transfers_or_priority_the_search_goes_on() -> None:
@@ -68,7 +87,7 @@ def test_a_share_of_what_was_gained_in_the_time_of_a_trial_is_a_tolerance_too() 
     assert PairSeconds(
         [replace(r, seconds=0.0) for r in records]
     ).gained_per_second == pytest.approx(0.05)
-    args = learnt(a=0.001, b=0.02), tried(None), ["a", "b"], ["t"]
+    args = learnt(a=0.001, b=0.02), tried(None, "a", "b"), ["a", "b"], ["t"]
     assert settled(*args, 0.001, 0.3, lambda: records) is None
     told = settled(*args, 0.001, 0.5, lambda: records)
     assert told is not None
@@ -108,7 +127,8 @@ def test_a_pair_that_takes_long_has_to_be_worth_more() -> None:
     pairs = TriedPairs()
     records = [timed("b", "short", 1.0, 0.6)]
     for target, took in (("long", 30.0), ("short", 1.0)):
-        pairs.add((None, target), setting_of({}), has_result=True)
+        for source in (None, "a"):
+            pairs.add((source, target), setting_of({}), has_result=True)
         records.append(timed(None, target, took))
     # Gained: 0.1 in 32 seconds. Of a trial of 30 seconds as much is asked as of 30 trials of one.
     assert [PairSeconds(records).of(("a", target)) for target in ("short", "long")] == [1, 30]
