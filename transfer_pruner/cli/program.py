@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from transfer_pruner._version import __version__
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -74,7 +76,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings=_HELP, epilog=_EPILOG)
-@click.version_option(package_name="transfer-pruner")
+@click.version_option(__version__)
 def main() -> None:
     """Eliminate unpromising (source task, target task) pairs before they train."""
 

@@ -104,6 +104,17 @@ class Candidates:
         """Order the pairs as `Decisions` are: by target, and then by source."""
         return np.lexsort((self.source, self.target))
 
+    def best(self, values: FloatArray, k: int | None) -> NDArray[np.int64]:
+        """Find the k pairs of every target with the highest values; all of them if k is None.
+
+        Equal values are ordered by source name.
+        """
+        order = np.lexsort((self.source, -values, self.target))
+        if k is None:
+            return order
+        target = self.target[order]
+        return order[np.arange(len(order)) - np.searchsorted(target, target) < k]
+
     def decided(self, whys: list[str], columns: dict[str, Any]) -> Decisions:
         """Make decisions of all the pairs; columns that are left out say nothing."""
         n = len(self.table)

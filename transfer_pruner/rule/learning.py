@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,8 @@ from transfer_pruner.rule.candidates import SCORE, Candidates, tabulated
 from transfer_pruner.rule.decision import Decisions
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learnt import best_so_far, decisions, measured_transfers
-from transfer_pruner.rule.ranking import Ordered, finite_or_nan
-from transfer_pruner.rule.reranking import scored_too, table_seconds
+from transfer_pruner.rule.ranking import Ordered, check_whole, finite_or_nan
+from transfer_pruner.rule.reranking import check_scores, look, scored_too
 from transfer_pruner.tasks import FloatArray
 
 if TYPE_CHECKING:
@@ -205,7 +205,9 @@ class LearningRule:
                 )
         return self._ours(rule, {"transfers": len(measured)})
 
-    def refine(self, scores: pd.DataFrame) -> LearningRule:
+    def refine(
+        self, scores: Callable[[str, str], float] | pd.DataFrame, k: int | None = None
+    ) -> LearningRule:
         """Order pairs by a proxy score too, until what is measured teaches better.
 
         Where there is a proxy score, what attributions say of a target's sources has half the
@@ -213,20 +215,29 @@ class LearningRule:
 
         Parameters
         ----------
-        scores : DataFrame
-            As that of `transfer_pruner.score_pairs`: columns source, target and score, higher is
-            better within a target; and seconds, if they are to be counted. All pairs, or only
-            some. A pair without a score keeps its place by attributions.
+        scores : callable of (source, target) to float, or DataFrame
+            Higher is better, within a target. A callable is called once for every pair, a source's
+            pairs one after another, so that it may hold on to one model at a time. A table, such as
+            that of `transfer_pruner.score_pairs`, has the columns source, target and score; and
+            seconds, if they are to be counted. It may hold some of the pairs only. A pair whose
+            score is NaN, fails or is missing keeps its place by attributions; those of a callable
+            are counted in one warning.
+        k : int, optional
+            Sources of each target that are scored, 0 or more: those that come first by what the
+            rule knows so far, equal ones by name. All of them if left out. The rule eliminates none
+            for it, other than `EliminationRule.refine`, which keeps k.
 
         Returns
         -------
         LearningRule
-            A new rule. Its `scoring_seconds` are the table's beside this rule's own.
+            A new rule. Its `scoring_seconds` are the table's, or what the calls took, beside this
+            rule's own: `estimate_savings` counts them by itself.
 
         Raises
         ------
         ValueError
-            If `scores` is no such table, has a pair twice or none of the rule's pairs.
+            If a parameter is something else, or a table has a pair twice or none of those that are
+            scored.
 
         Examples
         --------
@@ -240,18 +251,29 @@ class LearningRule:
         >>> now = rule.refine(scores).refitted()
         >>> now.decide("weather", "news").priority > now.decide("advice", "news").priority
         True
+
+        A function of your own scores the best source of each target only:
+
+        >>> def on_dev_examples(source, target):
+        ...     print(f"{source} on {target}")
+        ...     return 0.7
+        >>> looked = rule.refine(on_dev_examples, k=1)
+        advice on news
+        advice on weather
+        news on advice
         """
-        if not isinstance(scores, pd.DataFrame):
-            raise ValueError(
-                "scores must be a DataFrame with the columns source, target and score, such as "
-                f"score_pairs() makes, but got {scores!r}."
-            )
+        check_scores(scores)
+        k = None if k is None else check_whole("k", k)
         candidates = self._candidates
-        order = scored_too(candidates.table, candidates.columns, SCORE, scores)
+        looked = look(scores, candidates, self._first_priorities(), k)
         refined = copy.copy(self)
         refined.unknown_pairs, refined._thetas, refined._warned = set(), {}, False
-        refined.scoring_seconds = self.scoring_seconds + table_seconds(scores)
-        refined._candidates = candidates.with_features(order.to_frame(SCORE))
+        refined.scoring_seconds = self.scoring_seconds + looked.seconds
+        if np.isnan(looked.values).all():
+            refined._start_rule = refined._ours(self._start_rule, {})
+            return refined
+        order = scored_too(candidates, SCORE, looked.values)
+        refined._candidates = candidates.with_features(order.fillna(0.0).to_frame(SCORE))
         # A worker that only decides loads no scikit-learn.
         from sklearn.base import clone
 

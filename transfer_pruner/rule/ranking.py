@@ -57,7 +57,8 @@ class Ordered:
     Parameters
     ----------
     scores : array of shape (n_pairs,)
-        Of the pairs that are asked for, in their order.
+        Of the pairs that are asked for, in their order; NaN where nothing is known, which keeps the
+        pair and does not warn.
     tasks : sequence of str
     columns : sequence of two str
         Of source and target in tables of pairs.
@@ -188,8 +189,10 @@ def warn_of_unscored(predictor: Predictor, table: pd.DataFrame, *, stacklevel: i
     """Count the pairs without a score, and name the tasks that the predictor does not know.
 
     One that makes do without embeddings scores tasks that it has never met; one that has some, and
-    none of a task, was likely given another name.
+    none of a task, was likely given another name. An order says for itself what it leaves open.
     """
+    if isinstance(predictor, Ordered):
+        return
     unscored = table["score"].isna()
     named = table if getattr(predictor, "embeddings", None) else table[unscored]
     unknown = {*named["source"], *named["target"]} - {*_names_of_tasks(predictor)}

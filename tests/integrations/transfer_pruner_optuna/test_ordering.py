@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -469,6 +470,18 @@ def test_a_rule_that_was_refined_takes_the_best_scored_first_and_its_seconds_are
     assert {source for source, target in pairs[6:] if target != "b"} == {"b"}
     for records in (told, records_from_study(study)):
         assert estimate_savings(records).scoring_seconds == 0.25 * 30
+
+
+def test_a_search_counts_what_a_proxy_score_of_ones_own_took_by_itself() -> None:
+    def score(source: str, target: str) -> float:
+        time.sleep(0.001)
+        return float(source == "b")
+
+    rule = learning_rule(start=0.0).refine(score)
+    study = optuna.create_study(direction="maximize", sampler=TransferSampler(rule, seed=0))
+    study.optimize(objective, n_trials=3)
+    seconds = estimate_savings(records_from_study(study)).scoring_seconds
+    assert seconds == rule.scoring_seconds >= 0.001 * len(rule)
 
 
 def reporting(trial: optuna.Trial) -> float:

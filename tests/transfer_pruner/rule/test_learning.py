@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -383,6 +384,120 @@ def test_pairs_that_were_looked_at_come_first_and_those_without_a_score_keep_the
     assert unscored.fingerprint == rule.refine(looked[1:]).refitted().fingerprint
 
 
+def test_a_callable_says_the_same_as_a_table_of_its_scores_and_is_asked_source_by_source(
+    embeddings: dict[str, TaskEmbedding], transfers: pd.DataFrame
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), start=0.4)
+    pairs = ordered_pairs(sorted(embeddings))
+    scores = pairs.assign(score=np.random.default_rng(0).normal(size=len(pairs)))
+    known = {(s, t): score for s, t, score in scores.itertuples(index=False)}
+    asked: list[tuple[str, str]] = []
+
+    def score(source: str, target: str) -> float:
+        asked.append((source, target))
+        return known[source, target]
+
+    for k in (None, 0, 1, 3, 5, 100):
+        asked.clear()
+        called, told = rule.refine(score, k), rule.refine(scores, k=k)
+        assert asked == sorted(asked)
+        assert len({*asked}) == len(asked)
+        for target in embeddings:
+            # Of all its sources, which `start` may have eliminated, those that come first.
+            order = rule.refitted().table().query("target == @target")
+            first = order.sort_values("priority", ascending=False)["source"].tolist()[:k]
+            assert {s for s, t in asked if t == target} == {*first}
+        for measured in (None, transfers):
+            again = called.refitted(measured)
+            assert again.fingerprint == told.refitted(measured).fingerprint
+        if k == 0:
+            assert called.refitted(transfers).fingerprint == rule.refitted(transfers).fingerprint
+
+
+def test_the_sources_that_are_not_scored_keep_their_place_behind_those_that_are(
+    embeddings: dict[str, TaskEmbedding],
+) -> None:
+    rule = LearningRule(TransferPredictor(embeddings), start=0.0)
+    of_news = rule.refitted().kept("news")
+    turned = {source: float(place) for place, source in enumerate(of_news)}
+    refined = rule.refine(lambda source, _: turned.get(source, 0.0), k=2).refitted()
+    assert refined.kept("news") == [*of_news[1::-1], *of_news[2:]]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["embeddings", "no embeddings"])
+def test_a_proxy_score_that_fails_or_says_nothing_costs_its_own_pair_only(
+    embeddings: dict[str, TaskEmbedding], known: bool
+) -> None:
+    pairs = ordered_pairs(sorted(embeddings))
+    predictor = TransferPredictor(embeddings) if known else TransferPredictor()
+    rule = LearningRule(predictor, pairs=pairs, start=0.4)
+    lacking = {("rescue", "news"): math.nan, ("rumour", "news"): math.inf}
+    failing = next(pair for pair in pairs.itertuples(index=False, name=None) if "news" not in pair)
+
+    def score(source: str, target: str) -> float:
+        if (source, target) == failing:
+            raise RuntimeError("no such model")
+        return lacking.get((source, target), float(len(source)))
+
+    unscored = {failing, *lacking}
+    told = "3 of 30 pairs have no proxy score and keep their place; scoring failed for 1, first .*"
+    with pytest.warns(TransferPrunerWarning, match=told + ": no such model") as warned:
+        refined = rule.refine(score)
+    assert [str(w.filename) for w in warned] == [__file__]
+    table = pairs.assign(score=pairs["source"].str.len())
+    there = [pair not in unscored for pair in pairs.itertuples(index=False, name=None)]
+    assert refined.refitted().fingerprint == rule.refine(table[there]).refitted().fingerprint
+    if not known:
+        # Nothing is known of them: they are kept.
+        assert not any(refined.refitted().decide(*pair).eliminated for pair in unscored)
+
+
+def test_a_callable_that_always_fails_changes_nothing_and_is_told_of_once() -> None:
+    for predictor in (TransferPredictor(), TransferPredictor(feature_columns=["x"])):
+        rule = LearningRule(predictor, pairs=PAIRS.assign(x=np.arange(len(PAIRS))), start=0.5)
+        with pytest.warns(TransferPrunerWarning, match="132 of 132 .* first 't00' -> 't01': Key"):
+            refined = rule.refine(lambda source, target: {}[source])
+        for measured in (None, a_world()):
+            assert refined.refitted(measured).fingerprint == rule.refitted(measured).fingerprint
+
+
+def test_a_pair_of_which_nothing_is_known_stays_kept_beside_those_with_a_proxy_score(
+    embeddings: dict[str, TaskEmbedding],
+) -> None:
+    pairs = ordered_pairs([*sorted(embeddings), "gossip"])
+    with pytest.warns(TransferPrunerWarning, match="does not know 1 of 7 tasks: 'gossip'"):
+        rule = LearningRule(TransferPredictor(embeddings), pairs=pairs, start=0.7)
+    assert rule.refitted().decide("gossip", "news").eliminated is False
+    scored = pairs[(pairs["source"] != "gossip") & (pairs["target"] != "gossip")]
+    refined = rule.refine(scored.assign(score=1.0)).refitted()
+    assert refined.decide("gossip", "news").eliminated is False
+    assert len(refined.kept("news")) == 3
+    # Its proxy score is something to judge it by.
+    judged = rule.refine(pairs.assign(score=-1.0 * (pairs["source"] == "gossip"))).refitted()
+    assert judged.decide("gossip", "news").eliminated is True
+    # The same where there are no embeddings, and a target has no proxy score at all.
+    alone = LearningRule(TransferPredictor(), pairs=pairs, start=0.7)
+    one = scored[scored["target"] == "news"].assign(score=np.arange(5))
+    assert len(alone.refine(one).refitted().kept("advice")) == 6
+    assert alone.refine(one).refitted().kept("news")[:2] == [*one["source"]][:2:-1]
+
+
+def test_what_a_callable_took_is_counted(embeddings: dict[str, TaskEmbedding]) -> None:
+    rule = LearningRule(TransferPredictor(embeddings))
+
+    def slow(source: str, _: str) -> float:
+        time.sleep(0.002)
+        return float(len(source))
+
+    refined = rule.refine(slow, k=2)
+    assert refined.scoring_seconds >= 0.002 * 2 * len(embeddings)
+    assert refined.refitted().scoring_seconds == refined.scoring_seconds
+    table = ordered_pairs(sorted(embeddings)).assign(score=1.0, seconds=0.5)
+    # A table was paid for as a whole.
+    again = refined.refine(table, k=1)
+    assert again.scoring_seconds == pytest.approx(refined.scoring_seconds + 15.0)
+
+
 def test_measured_facts_need_no_embeddings_beside_a_proxy_score() -> None:
     world = a_world()
     rule = LearningRule(TransferPredictor(), pairs=PAIRS, start=0.5)
@@ -397,8 +512,12 @@ def test_measured_facts_need_no_embeddings_beside_a_proxy_score() -> None:
 
 def test_what_are_no_proxy_scores_is_refused(embeddings: dict[str, TaskEmbedding]) -> None:
     rule = LearningRule(TransferPredictor(embeddings))
-    with pytest.raises(ValueError, match=r"scores must be a DataFrame .* but got None"):
+    with pytest.raises(ValueError, match=r"scores must be a callable .* but got None"):
         rule.refine(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k cannot be negative but got -1"):
+        rule.refine(lambda *_: 1.0, -1)
+    with pytest.raises(ValueError, match="k must be a whole number, 0 or more, but got 'two'"):
+        rule.refine(lambda *_: 1.0, "two")  # type: ignore[arg-type]
     pairs = ordered_pairs(sorted(embeddings))
     with pytest.raises(ValueError, match="lacks the column 'score'"):
         rule.refine(pairs)
