@@ -151,7 +151,7 @@ def transfers_from_study(
     >>> study = optuna.create_study(direction="maximize", sampler=sampler)
     >>> study.optimize(lambda trial: scores[trial.suggest_categorical("source", list(scores))])
     >>> transfers = transfers_from_study(study, target="news")
-    >>> transfers.sort_values("source")[["source", "target", "gain"]].round(2)
+    >>> transfers.sort_values("source", ignore_index=True)[["source", "target", "gain"]].round(2)
         source target  gain
     0   advice   news  0.05
     1  weather   news -0.03
