@@ -8,14 +8,12 @@ no global state of MLflow (active run, tracking URI, environment) is changed.
 from __future__ import annotations
 
 import math
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from uuid import uuid4
 
 from transfer_pruner.answer import find_answer
 from transfer_pruner.records import TrialRecord
@@ -27,6 +25,7 @@ from transfer_pruner.trust import trust_of_search
 from transfer_pruner_mlflow.attach import attach
 from transfer_pruner_mlflow.energy import EnergyMeter
 from transfer_pruner_mlflow.ledger import TRUST, TRUST_METRICS, Ledger
+from transfer_pruner_mlflow.outbox import Outbox
 from transfer_pruner_mlflow.report import (
     REPORT,
     artifact_name,
@@ -36,10 +35,7 @@ from transfer_pruner_mlflow.report import (
 )
 from transfer_pruner_mlflow.spool import (
     DEFAULT_DIRECTORY,
-    Event,
     Kind,
-    Spool,
-    SpoolInUseError,
     encode_record,
     guarded,
     password_of,
@@ -183,8 +179,7 @@ class SavingsTracker:
         self._dev_sizes = dev_sizes
         self._report, self._energy = report, energy
         self._study = study
-        self._folder = Path(spool).absolute()
-        self._settings: dict[str, Any] = {
+        settings = {
             "experiment": self.experiment,
             "run_name": run_name,
             "maximize": self.maximize,
@@ -195,10 +190,7 @@ class SavingsTracker:
             "tags": tags,
             "params": rule_params(rule),
         }
-        # Guards what is not in the spool yet; never held while MLflow is asked.
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[Kind, dict[str, Any]]] = []
-        self._file: Spool | None = None
+        self._outbox = Outbox(Path(spool).absolute(), self._attachment, settings)
         self._writer: Writer | None = None
         self._artifacts: set[str] = set()
         self._ending: dict[str, Any] = {}
@@ -216,12 +208,13 @@ class SavingsTracker:
     @property
     def spool(self) -> Path:
         """The file that all is written to first; its folder, until the context is entered."""
-        return self._file.path if self._file is not None else self._folder
+        file = self._outbox.file
+        return file.path if file is not None else self._outbox.folder
 
     @property
     def entered(self) -> bool:
         """Whether the context was entered, and maybe left."""
-        return self._file is not None
+        return self._outbox.file is not None
 
     @property
     def closed(self) -> bool:
@@ -241,25 +234,16 @@ class SavingsTracker:
             "dev_sizes": self._dev_sizes,
             "single_task_seconds": self.single_task_seconds,
             "attribution_seconds": self.attribution_seconds,
-            "spool": self._folder,
+            "spool": self._outbox.folder,
             "close_seconds": self.close_seconds,
             "report": self._report,
             "energy": self._energy,
         }
 
     def __enter__(self) -> Self:
-        with self._lock:
-            if self._file is not None:
-                raise RuntimeError(
-                    "a SavingsTracker shows one search: make another, with run_id= to go on in "
-                    "the same run."
-                )
-            self._file, run_id = self._open_spool()
-            for kind, data in self._waiting:
-                self._file.append(kind, data)
-            self._waiting.clear()
+        file, run_id = self._outbox.open()
         uri = self._attachment.tracking_uri
-        self._writer = Writer(self._file, uri, self._settings, run_id)
+        self._writer = Writer(file, uri, self._outbox.settings, run_id)
         self._writer.start()
         if self._meter is not None:
             guarded(self._meter.start, "energy cannot be measured")
@@ -282,7 +266,7 @@ class SavingsTracker:
         self._conclude(self.close_seconds / 2)
         self._append("closed", {"status": status})
         self._writer.close(max(0.0, deadline - time.monotonic()))
-        missing = self._missing(self._writer)
+        missing = self._outbox.missing(self._writer.unstored)
         if missing:
             tell(missing)
 
@@ -459,91 +443,27 @@ class SavingsTracker:
             except Exception as error:
                 failures.append(f"trust is left out: {type(error).__name__}: {error}")
         if self._report and REPORT not in self._artifacts:
-            files = write_report_files(ledger, self._copies(), self.rule, failures)
+            files = write_report_files(ledger, self._outbox.copies(), self.rule, failures)
             for artifact, file in files.items():
                 self._announce(artifact, file)
 
     def _ledger(self) -> Ledger:
         """Read again what was recorded."""
-
-        def events() -> Iterator[Event]:
-            if self._file is not None:
-                return self._file.events()
-            return (Event("", kind, 0, data) for kind, data in list(self._waiting))
-
-        ledger = Ledger(events)
-        ledger.settings, ledger.ending = self._settings, self._ending
+        ledger = Ledger(self._outbox.events)
+        ledger.settings, ledger.ending = self._outbox.settings, self._ending
         return ledger
 
-    # The spool: in the caller's thread.
-
-    def _open_spool(self) -> tuple[Spool, str | None]:
-        """Open the file and say where to write; return also the run that is there already."""
-        attachment = self._attachment
-        run_id = attachment.run_id
-        try:
-            name = run_id or uuid4().hex
-            file = Spool(self._folder / f"{name}.jsonl", self._no_disk)
-        except SpoolInUseError:
-            tell(
-                f"another tracker writes into the run {run_id}, whose steps would mix: "
-                "this search gets a run of its own beneath it."
-            )
-            run_id = None
-            file = Spool(self._folder / f"{uuid4().hex}.jsonl", self._no_disk)
-        beneath = attachment.run_id if run_id is None else None
-        uri = attachment.tracking_uri
-        # A run that an earlier session of this search created is ours, to end as well.
-        ours = any(e.kind == "run" and e.data["run_id"] is None for e in file.events())
-        self._settings |= {
-            "tracking_uri": None if password_of(uri) else uri,
-            "run_id": None if ours else run_id,
-            "parent_run_id": beneath or attachment.parent_run_id,
-            "beneath": beneath is not None,
-        }
-        # As a replay will read them.
-        self._settings = file.append("run", self._settings).data
-        return file, run_id
+    # In the caller's thread.
 
     def _append(self, kind: Kind, data: dict[str, Any]) -> None:
-        with self._lock:
-            if self._file is None:
-                self._waiting.append((kind, data))
-            elif not self.closed:
-                self._file.append(kind, data)
+        if not self.closed:
+            self._outbox.append(kind, data)
 
     def _put(self, artifact: str, write: Callable[[Any, Path], None], what: Any) -> None:
-        file = self._copies() / artifact
+        file = self._outbox.copies() / artifact
         write(what, file)
         self._announce(artifact, file)
 
     def _announce(self, artifact: str, file: Path) -> None:
         self._artifacts.add(artifact)
         self._append("artifact", {"artifact": artifact, "file": str(file)})
-
-    def _copies(self) -> Path:
-        """Name the folder of what belongs to the run, beside the spool if there is one."""
-        if self._file is not None and self._file.works:
-            return self._file.path.with_suffix("")
-        return Path(tempfile.gettempdir()) / f"transfer_pruner_{uuid4().hex}"
-
-    def _no_disk(self, error: OSError) -> None:
-        tell(
-            f"the spool cannot be written ({error}): what MLflow does not take before this process "
-            "ends is lost. The search goes on."
-        )
-
-    def _missing(self, writer: Writer) -> str:
-        """Say what MLflow has not taken, and what sends it."""
-        if writer.unstored == {}:
-            return ""
-        if self._file is None or not self._file.works:
-            return "MLflow has not taken everything and there is no spool: the rest is lost."
-        command = f"transfer-pruner sync {self.spool}"
-        if not writer.unstored:
-            return f"MLflow has not taken everything. Once it does, this sends the rest: {command}"
-        name, why = next(iter(writer.unstored.items()))
-        return (
-            f"the run is whole but for {len(writer.unstored)} files that could not be stored, such "
-            f"as {name} ({why[:300]}). Once that is mended, this sends them: {command}"
-        )
