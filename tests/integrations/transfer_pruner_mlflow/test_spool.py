@@ -31,7 +31,7 @@ RECORDS = st.builds(
     source=st.none() | NAMES | st.lists(NAMES, min_size=2, max_size=3).map(tuple),
     target=NAMES,
     outcome=st.sampled_from(["trained", "eliminated", "failed"]),
-    seconds=NUMBERS,
+    seconds=st.floats(min_value=0, allow_nan=False, allow_infinity=False),
     value=NUMBERS,
     score=NUMBERS,
     probability=NUMBERS,
