@@ -42,7 +42,7 @@ def per_target(data: Measured, scores: Array) -> dict[str, Array]:
     for t in range(n):
         others = np.arange(n) != t
         s, g = mean_scores[t, others], gains[t, others]
-        constant = np.isnan(s).any() or np.ptp(s) == 0
+        constant = np.isnan(s).any() or np.ptp(s) == 0 or np.ptp(g) == 0
         measures["Spearman"].append(np.nan if constant else spearmanr(s, g).statistic)
         mixed = not constant and 0 < (g > 0).mean() < 1
         measures["AUC"].append(roc_auc_score(g > 0, s) if mixed else np.nan)
@@ -70,10 +70,19 @@ def at_random(data: Measured, repeats: int = 200) -> dict[str, Array]:
 
 
 def interval(values: Array, statistic: Callable[..., Array] = np.nanmean) -> tuple[float, ...]:
-    """Mean over targets and its 95% bootstrap interval."""
+    """Mean over targets and its 95% bootstrap interval; NaN where no target has a value."""
+    if not np.isfinite(values).any():
+        return np.nan, np.nan, np.nan
     rows = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    low, high = np.nanpercentile(statistic(values[rows], axis=1), [2.5, 97.5])
+    drawn = values[rows]
+    some = np.isfinite(drawn).any(axis=1)
+    low, high = np.percentile(statistic(drawn[some], axis=1), [2.5, 97.5])
     return float(statistic(values, axis=0)), float(low), float(high)
+
+
+def written(found: tuple[float, ...], form: str = "{:.2f}") -> str:
+    """Write a mean and its interval; a dash where there is nothing to take the mean of."""
+    return "-" if np.isnan(found[0]) else f"{form} ({form}, {form})".format(*found)
 
 
 def ceiling(data: Measured) -> float:
@@ -113,26 +122,25 @@ def report(data: Measured, made: dict[str, Array], console: Console, title: str)
     for name, values in measured.items():
         cells = []
         for measure in measures:
-            mean, low, high = interval(values[measure])
-            digits = 3 if "regret" in measure else 2
-            cells.append(f"{mean:.{digits}f} ({low:.{digits}f}, {high:.{digits}f})")
+            form = "{:.3f}" if "regret" in measure else "{:.2f}"
+            cells.append(written(interval(values[measure]), form))
         for k in (3, 5):
             cells.append(share_kept(values[f"regret@{k}"].mean(), nothing))
         table.add_row(name, *cells)
     console.print(table)
     print_differences(measured, console)
     console.print(
-        "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(nothing))
-        + f"On dev the exhaustive choice gains {data.gain_on_dev():.4f}. "
+        f"Regret of no transfer: {written(interval(nothing), '{:.4f}')}. "
+        f"On dev the exhaustive choice gains {data.gain_on_dev():.4f}. "
         f"{len(data.dev_gain)} seeds; Spearman of a "
         f"perfect predictor, given the noise between seeds: {ceiling(data):.2f}. Mean gain: "
         f"{np.nanmean(data.test_gain):.4f}, positive: "
         f"{(data.test_gain[np.isfinite(data.test_gain)] > 0).mean():.0%}. "
         "Gain of the best source by one seed's test scores, with the others: "
-        "{:.4f} ({:.4f}, {:.4f}). ".format(*interval(data.gain_across_seeds()))
-        + "Spearman of the gains that were measured on dev, all pairs trained: "
-        "{:.2f} ({:.2f}, {:.2f}); ".format(*interval(per_target(data, data.dev_gain)["Spearman"]))
-        + f"of the sources' popularity there: {popularity_holds(data):.2f}."
+        f"{written(interval(data.gain_across_seeds()), '{:.4f}')}. "
+        "Spearman of the gains that were measured on dev, all pairs trained: "
+        f"{written(interval(per_target(data, data.dev_gain)['Spearman']))}; "
+        f"of the sources' popularity there: {popularity_holds(data):.2f}."
     )
 
 
@@ -159,7 +167,7 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         differences = [
             interval(measured[ours]["Spearman"] - measured[name]["Spearman"]) for name in baselines
         ]
-        printed.add_row(ours, *("{:.2f} ({:.2f}, {:.2f})".format(*found) for found in differences))
+        printed.add_row(ours, *map(written, differences))
     console.print(printed)
     others = (POPULAR_AGAIN, ALL_PROXY, "random")
     against = [*baselines, *(name for name in others if name in measured)]
@@ -168,7 +176,7 @@ def print_differences(measured: dict[str, dict[str, Array]], console: Console) -
         differences = [
             interval(measured[name]["regret@1"] - measured[ours]["regret@1"]) for name in against
         ]
-        printed.add_row(ours, *("{:.3f} ({:.3f}, {:.3f})".format(*found) for found in differences))
+        printed.add_row(ours, *(written(found, "{:.3f}") for found in differences))
     console.print(printed)
 
 
@@ -294,11 +302,7 @@ def print_agreement(one: Measured, other: Measured, console: Console) -> None:
         spearmanr(a[others], b[others]).statistic
         for a, b, others in zip(*gains, apart, strict=True)
     ]
-    console.print(
-        "Spearman of the two ways' gains: {:.2f} ({:.2f}, {:.2f}).".format(
-            *interval(np.array(found))
-        )
-    )
+    console.print(f"Spearman of the two ways' gains: {written(interval(np.array(found)))}.")
 
 
 def print_points(table: pd.DataFrame, nothing: Array, console: Console) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from analyse import Costs, at_random, ceiling, interval, per_target, read_costs
+from analyse import Costs, at_random, ceiling, interval, per_target, read_costs, written
 from rich.console import Console
 from rich.table import Table
 from scores import all_scores
@@ -128,10 +128,11 @@ def cell(column: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return f"{value:.1%}" if column.startswith("saved") else f"{value:.0f}"
+        form = "{:.1%}" if column.startswith("saved") else "{:.0f}"
+        return "-" if np.isnan(value) else form.format(value)
     assert isinstance(value, tuple)
     form = "{:.0%}" if column.startswith("kept") else COLUMN_FORMS.get(column, "{:.3f}")
-    return f"{form} ({form}, {form})".format(*value)
+    return written(value, form)
 
 
 def below(data: Measured) -> str:
@@ -140,8 +141,8 @@ def below(data: Measured) -> str:
     gains = data.test_gain[np.isfinite(data.test_gain)]
     said = (
         f"{len(data.tasks)} targets, {len(data.dev_gain)} seeds. Regret of no transfer: "
-        "{:.4f} ({:.4f}, {:.4f}).".format(*nothing)
-        + f" Mean gain {gains.mean():.4f}, positive {(gains > 0).mean():.0%}."
+        f"{written(nothing, '{:.4f}')}."
+        f" Mean gain {gains.mean():.4f}, positive {(gains > 0).mean():.0%}."
         f" Exhaustive search: {np.nansum(data.seconds) + data.baseline_seconds.sum():.0f} s of CPU."
     )
     if len(data.dev_gain) > 1:

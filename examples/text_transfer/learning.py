@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from analyse import interval
+from analyse import interval, written
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -90,7 +90,7 @@ def main() -> None:
                     pd.concat(found).groupby(level=0).mean().to_numpy() for found in (alone, learnt)
                 )
                 cells = (
-                    "{:.3f} ({:.3f}, {:.3f})".format(*interval(values))
+                    written(interval(values), "{:.3f}")
                     for values in (first, second, second - first)
                 )
                 table.add_row(name, way, str(min(count, len(data.tasks) - 1)), *cells)

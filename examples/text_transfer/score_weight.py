@@ -15,7 +15,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from analyse import interval, per_target
+from analyse import interval, per_target, written
 from compare import REPORTED, SETTINGS, read
 from rich.console import Console
 from rich.table import Table
@@ -61,9 +61,7 @@ def row_of(data: Measured, found: dict[int, Array]) -> list[str]:
     for weight in ways.values():
         by_seed = [score(rows, weight[seed]) for seed, rows in data.features.groupby("seed")]
         values = np.concatenate(by_seed).reshape(data.dev_gain.shape)
-        cells.append(
-            "{:.2f} ({:.2f}, {:.2f})".format(*interval(per_target(data, values)["Spearman"]))
-        )
+        cells.append(written(interval(per_target(data, values)["Spearman"])))
     return cells
 
 

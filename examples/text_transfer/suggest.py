@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from analyse import interval
+from analyse import interval, written
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -100,7 +100,7 @@ def main() -> None:
         printed = Table(f"{measure}, pairs:", *map(str, SIZES))
         for name, values in ways.items():
             of_sizes = values[..., column].T
-            cells = ("{:.3f} ({:.3f}, {:.3f})".format(*interval(each)) for each in of_sizes)
+            cells = (written(interval(each), "{:.3f}") for each in of_sizes)
             printed.add_row(name, *cells)
         Console(width=180).print(printed)
 

@@ -71,9 +71,12 @@ class Measured:
     def gain_across_seeds(self) -> Array:
         """Gain of the source that is best by one seed's test scores, with the other seeds.
 
-        Not a result that anybody could have, but what there is to be had, (targets,).
+        Not a result that anybody could have, but what there is to be had, (targets,). NaN of a
+        single seed.
         """
         gains, rows = self.test_gain, np.arange(len(self.tasks))
+        if len(gains) < 2:
+            return np.full(len(rows), np.nan)
         found = []
         for seed, chosen_by in enumerate(gains):
             best = np.nan_to_num(chosen_by, nan=-np.inf).argmax(axis=1)

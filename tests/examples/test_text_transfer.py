@@ -276,6 +276,31 @@ def test_what_the_page_says_of_unlike_tasks_is_what_the_tables_give(
             assert line in page, way
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_measure_that_no_target_has_is_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from analyse import at_random, ceiling, interval, per_target, written
+    from compare import cell
+    from table import load
+
+    # One seed, in which no source changes a thing: nothing to rank, nothing to find.
+    tasks, lrs = sorted(WORDS), (0.1, 0.2)
+    pairs = [(s, t) for s in (*tasks, "(none)") for t in tasks if s != t]
+    rows = [("joint", s, t, 0, lr, 0.5, 0.5, 1.0) for s, t in pairs for lr in lrs]
+    columns = ["way", "source", "target", "seed", "lr", "dev_f1", "test_f1", "seconds"]
+    transfers = pd.DataFrame(rows, columns=columns)
+    features = transfers.loc[transfers["source"] != "(none)", ["source", "target", "seed"]]
+    data = load(transfers, features.drop_duplicates(), "joint", "f1", "test")
+    for values in (per_target(data, data.dev_gain), at_random(data)):
+        assert cell("trials to 95%", interval(values["trials"], np.nanmedian)) == "-"
+    assert written(interval(per_target(data, data.dev_gain)["Spearman"])) == "-"
+    assert written(interval(data.gain_across_seeds())) == "-"
+    assert np.isnan(ceiling(data))
+    assert cell("seconds", float("nan")) == "-"
+    # A draw of targets may miss the only one that has a value.
+    assert written(interval(np.array([0.25, np.nan, np.nan]))) == "0.25 (0.25, 0.25)"
+
+
 def test_a_wrong_column_is_named(tmp_path: Path) -> None:
     some_texts(20, seed=0).to_csv(tmp_path / "train.csv", index=False)
     command = [sys.executable, str(FOLDER / "measure.py"), "--train", str(tmp_path / "train.csv")]
