@@ -26,7 +26,7 @@ N_TRAINABLE = 2
 def pretrained() -> Path:
     """Find the pretrained encoder: MiniLM, which ships inside a package, or TEXT_ENCODER's folder.
 
-    The environment variable reaches every worker; pretrain.py makes such a folder.
+    The environment variable reaches every worker; distil.py makes such a folder.
     """
     if folder := os.environ.get("TEXT_ENCODER"):
         return Path(folder)

@@ -100,6 +100,26 @@ def test_what_is_known_of_every_pair_is_written_with_the_seconds_that_it_took(
     assert (seconds[["attributions", "probing", "look", "looked_at_again"]] > 0).all(axis=None)
 
 
+@pytest.mark.slow
+def test_a_smaller_encoder_learns_from_the_texts_alone_and_is_measured_like_any_other(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, csv = texts / "small", texts / "train.csv"
+    command = [sys.executable, str(FOLDER / "distil.py"), "--train", str(csv), "--test", str(csv)]
+    command += ["--text-column", "tweet", "--labels-column", "kinds", "--separator", ","]
+    command += ["--epochs", "3", "--out", str(small)]
+    done = subprocess.run(command, check=True, timeout=280, capture_output=True, text=True)
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+    # The pool alone is learnt from: 60% of the texts that have a label.
+    assert f" {int(0.6 * 240)} texts" in done.stdout
+    monkeypatch.setenv("TEXT_ENCODER", str(small))
+    table = measure(texts, "--ways", "sequential")
+    assert len(table) == len(WORDS) ** 2
+    assert np.load(texts / "out" / "hidden-1.npy", mmap_mode="r").shape[1] == 192
+
+
 CLASSES = {"places": ["water", "road"], "crowds": ["people", "road"], "all": [*WORDS]}
 
 
