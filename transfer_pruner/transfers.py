@@ -174,9 +174,10 @@ def read_transfers(
     ):
         if column not in table.columns:
             has = ", ".join(map(str, table.columns))
+            other = f" Name another with {parameter} (--{parameter.replace('_', '-')})."
             raise ValueError(
-                f"{path} lacks the column {column!r}; it has: {has}. Name another with "
-                f"{parameter} (--{parameter.replace('_', '-')})."
+                f"{path} lacks the column {column!r}; it has: {has}."
+                + (other if f"{column}_column" == parameter else "")
             )
     gains = pd.to_numeric(table[gain_column], errors="coerce").astype(float)
     bad = gains.isna() & ~table[gain_column].astype(str).str.strip().str.lower().isin(_NO_NUMBER)
@@ -260,7 +261,16 @@ def _read(path: Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             # A row that is longer than the header: pandas drops its end, or shifts all columns.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype=str, na_filter=False, index_col=False)
+            text: dict[str, Any] = {"dtype": str, "na_filter": False, "index_col": False}
+            header = [str(name) for name in pd.read_csv(path, nrows=0, **text).columns]
+            if len(header) == 1 and ";" in header[0]:
+                raise ValueError(
+                    "it has semicolons between its cells: write commas, and numbers with points"
+                )
+            # Who writes "source, target" writes "news, advice" too.
+            spaced = any(name != name.lstrip() for name in header)
+            table: pd.DataFrame = pd.read_csv(path, skipinitialspace=spaced, **text)
+            return table.set_axis([str(name).strip() for name in table.columns], axis=1)
     except pd.errors.ParserWarning as error:
         raise ValueError(
             f"{path} has rows with more cells than its header: quote what holds a comma, and leave "

@@ -192,7 +192,7 @@ class SavingsRun:
         if trust := ledger.trust():
             tags[_TRUST] = trust
         new: dict[str, str] = {}
-        for one in found[:_MOST_PARAMS]:
+        for one in found:
             key, tag = accepted_name("best/", one.target), accepted_name(_BEST, one.target)
             best = " ".join(str(one.best).split())[:500]
             # A parameter is written once: not into somebody else's run, nor before the end.
@@ -201,10 +201,11 @@ class SavingsRun:
             # Where it cannot tell what is best now, a tag does, and goes on doing so.
             if params.get(key) != best or tag in run.data.tags:
                 tags[tag] = best
-        self._client.log_batch(self.run_id, params=[Param(*item) for item in new.items()])
-        many = [RunTag(*item) for item in tags.items()]
-        for start in range(0, len(many), _MOST_PARAMS):
-            self._client.log_batch(self.run_id, tags=many[start : start + _MOST_PARAMS])
+        params_left, tags_left = iter(new.items()), iter(tags.items())
+        while batch := [Param(*item) for item in islice(params_left, _MOST_PARAMS)]:
+            self._client.log_batch(self.run_id, params=batch)
+        while several := [RunTag(*item) for item in islice(tags_left, _MOST_PARAMS)]:
+            self._client.log_batch(self.run_id, tags=several)
 
     def _artifacts(self, ledger: Ledger) -> Iterator[tuple[str, Callable[[], object]]]:
         """Name what belongs to the run, with what stores it."""

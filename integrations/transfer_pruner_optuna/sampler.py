@@ -49,10 +49,11 @@ class TransferSampler(BaseSampler):
     With a `LearningRule` the pair is the surviving one of the highest `Decision.priority`, over all
     targets or the one that is given, and of the base sampler's first proposal the hyperparameters
     are taken, not the pair. Every target's single-task baseline comes first, since gains need one.
-    Pairs that other workers are running come after all others of positive priority; so do those
-    that three trials have left without a result, and, last, those that were tried at every setting
-    that there is. No random number chooses: equal trials, equal pairs. Proposals stand where the
-    rule tells no order or no priority of the pair; in joint transfer no order is told.
+    Pairs that other workers are running come after all others of positive priority; so do those of
+    a target without a baseline that have had a result, and, last, those that were tried at every
+    setting that there is, or that three trials have left without a result. No random number
+    chooses: equal trials, equal pairs. Proposals stand where the rule tells no order or no priority
+    of the pair; in joint transfer no order is told.
 
     What a sampler is not asked for, it cannot redirect: parameters of enqueued trials, and those
     that a `PartialFixedSampler` around this one fixes (around a `PartialFixedSampler` it works). If

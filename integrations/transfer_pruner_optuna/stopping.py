@@ -38,7 +38,8 @@ class StopWhenSettled:
 
     over the pairs that survive among the parameters' choices (`Decision.priority`). Pairs that were
     tried at every setting that there is have no next trial and do not count, nor do pairs whose
-    trials failed three times without a result. A pair without a priority keeps the search going.
+    trials failed three times without a result. A target whose baseline did so is left out once its
+    pairs have been tried. A pair without a priority keeps the search going.
 
     What is eliminated does not count either, though a `LearningRule` may think better of it later.
     The reason is logged, and written into the study's user attributes as

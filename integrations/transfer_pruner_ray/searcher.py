@@ -46,8 +46,9 @@ class TransferSearcher(Searcher):
     targets or the one that is given, and of the algorithm's suggestion the other parameters are
     taken: it is asked up to ten times for such as the pair has not had. Every target's single-task
     baseline comes first, since gains need one. Pairs of running trials come after all others of
-    positive priority; so do those that three trials have left without a result, and, last, those
-    that were tried at every setting that there is. No random number chooses the pair. With a rule
+    positive priority; so do those of a target without a baseline that have had a result, and,
+    last, those that were tried at every setting that there is, or that three trials have left
+    without a result. No random number chooses the pair. With a rule
     that does not learn, suggestions that it keeps stand; an eliminated pair gives way to its
     target's baseline, and once that is there to the surviving pair of the target that has had the
     fewest trials, the best-scored of these.

@@ -42,7 +42,8 @@ class StopWhenSettled(Stopper, Callback):
 
     over the pairs that survive in the search space (`Decision.priority`). Pairs that were tried at
     every setting that there is have no next trial and do not count, nor do pairs whose trials
-    failed three times without a result. A pair without a priority keeps the search going.
+    failed three times without a result. A target whose baseline did so is left out once its pairs
+    have been tried. A pair without a priority keeps the search going.
 
     It asks the `TransferSearcher` or `TransferVariantGenerator` that makes the trials and has the
     same rule, within a ConcurrencyLimiter or without. Tune stops trials that are running then. The

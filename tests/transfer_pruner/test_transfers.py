@@ -204,6 +204,8 @@ def test_a_file_that_is_no_table_of_transfers_is_refused(tmp_path: Path) -> None
         ("source,target,gain\na,b,1,\na,c,1,\n", "more cells than its header"),
         ("source,target,gain\na,b,1\na,c,1,2\n", "is no CSV file with a header"),
         ("", "is no CSV file with a header"),
+        ("source;target;gain\na;b;0,1\n", "it has semicolons between its cells"),
+        ("source;target;gain\na;b;0.1\n", "it has semicolons between its cells"),
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -211,6 +213,19 @@ def test_a_file_that_is_no_table_of_transfers_is_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"written as \.csv or \.parquet but .* ends in \.xlsx"):
         write_transfers(pd.DataFrame(), tmp_path / "h.xlsx")
     assert not (tmp_path / "h.xlsx").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("comma", [",", ", "])
+def test_a_table_is_read_as_people_and_programs_write_it(
+    encoding: str, end: str, comma: str, tmp_path: Path
+) -> None:
+    rows = [["source", "target", "gain"], ["news", "advice", "0.5"], ["", "advice", "0"]]
+    lines = end.join(comma.join(row) for row in rows) + end
+    (tmp_path / "transfers.csv").write_bytes(lines.encode(encoding))
+    read = read_transfers(tmp_path / "transfers.csv")
+    assert read.to_numpy().tolist() == [["news", "advice", 0.5]]
 
 
 def test_a_gain_that_is_not_there_is_no_error_and_an_unknown_task_is_told(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def named_models(
     if folder is not None:
         with needing("text", what):
             from transfer_pruner.text.folders import is_model, model_folder, models_in
+        if not folder.is_dir():
+            fail(f"--models {folder}: there is no such folder.")
         if is_model(model_folder(folder)):
             raise click.UsageError(
                 f"--models {folder} is the folder of one model: give it as --model NAME={folder}."

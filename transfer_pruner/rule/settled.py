@@ -36,7 +36,8 @@ def settled(
 ) -> dict[str, Any] | None:
     r"""Say why a search is settled; None if it is not.
 
-    It is if every target has a baseline with a result, the rule has learnt from a transfer, and
+    It is if every target has a baseline with a result, or one that keeps failing and its pairs have
+    been tried, the rule has learnt from a transfer, and
 
     .. math:: \max_{s, t} E[\max(g(s, t) - b(t), 0)] \le \tau
 
@@ -66,10 +67,14 @@ def settled(
         ``tolerance``, the one of the two that was higher for that pair.
     """
     learnt = rule.settings.get("transfers")
-    if not learnt or not targets or not all(map(tried.has_baseline, targets)):
-        return None
     done = {pair for pair in tried.done if isinstance(pair[0], str)}
     order = PairOrder(rule)
+    lost = {target for target in targets if tried.has_lost_baseline(target)}
+    targets = {*targets} - lost
+    if not learnt or not targets or not all(map(tried.has_baseline, targets)):
+        return None
+    if not _are_tried(order, tried, sources, lost):
+        return None
     highest = order.highest(sources, targets, done)
     if highest is None:
         return None
@@ -103,6 +108,9 @@ def settled(
     else:
         why = "every surviving pair has been tried at every setting"
     told["reason"] = f"{why}; learnt from {learnt} transfers to {len(targets)} targets."
+    if lost:
+        named = ", ".join(map(repr, sorted(lost)))
+        told["reason"] += f" Left out, since their baselines keep failing: {named}."
     return told
 
 
@@ -113,7 +121,13 @@ def _tell_spread(
     measured = {pair for pair in tried.measured if isinstance(pair[0], str) and pair[1] in targets}
     if len(measured) - len({target for _, target in measured}) >= _ENOUGH:
         return True
-    known = measured | tried.done
+    return _are_tried(order, tried, sources, targets)
+
+
+def _are_tried(
+    order: PairOrder, tried: TriedPairs, sources: Collection[str], targets: Collection[str]
+) -> bool:
+    known = tried.measured | tried.done
     return all(pair in known for pair, _ in order.each(sources, targets))
 
 

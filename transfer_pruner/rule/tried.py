@@ -96,6 +96,21 @@ class TriedPairs:
         """Whether a baseline of the target has a result."""
         return self._tried.get((None, target), _Tried()).results > 0
 
+    def has_lost_baseline(self, target: str) -> bool:
+        """Whether the target's baseline keeps failing, so that no gain will be measured."""
+        return self._tried.get((None, target), _Tried()).is_failing
+
+    @property
+    def without_baseline(self) -> Counter[Pair]:
+        """Count the results of pairs whose target has no baseline with a result."""
+        return Counter(
+            {
+                pair: tried.results
+                for pair, tried in self._tried.items()
+                if pair[0] is not None and tried.results and not self.has_baseline(pair[1])
+            }
+        )
+
     def has(self, pair: Pair, setting: Setting) -> bool:
         """Whether a pair was tried at a setting."""
         return setting in self._tried.get(pair, _Tried()).settings
@@ -193,7 +208,8 @@ class TriedPairs:
         behind = Counter(running)
         for pair, tried in self._tried.items():
             if tried.is_failing:
-                behind[pair] += tried.without_result
+                # With those of which nothing is left: a search that is through runs it no more.
+                behind[pair] += _LAST + tried.without_result
             if tried.results >= repeats:
                 behind[pair] += tried.results
             if tried.is_exhausted or setting in tried.settings:
@@ -272,8 +288,9 @@ class NextPair:
             As for a call.
         """
         fitted = rule.settings.get("transfers", 0) >= FITTED_AT
-        # A trial that the rule has not learnt from yet is as one that runs.
-        waiting = Counter(running) + rule.not_learnt
+        # A trial that the rule has not learnt from yet is as one that runs; nor can it learn from
+        # one whose target has no baseline.
+        waiting = Counter(running) + rule.not_learnt + tried.without_baseline
         return tried.behind(setting, waiting, math.inf if fitted else _REPEATS)
 
     def instead(

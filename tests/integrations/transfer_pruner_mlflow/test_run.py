@@ -123,6 +123,15 @@ def test_a_run_says_which_kind_of_search_it_is(uri: str, rule: EliminationRule) 
         assert (run.info.run_name, run.data.tags["transfer_pruner.search"]) == (name, kind)
 
 
+def test_every_target_of_a_large_search_has_its_best_told(uri: str) -> None:
+    targets = [f"t{i}" for i in range(230)]
+    with SavingsTracker("many", tracking_uri=uri, maximize=True, report=False) as tracker:
+        for number, target in enumerate(targets):
+            tracker.record(TrialRecord(number, "s", target, "trained", 1.0, value=0.5))
+    run = MlflowClient(uri).get_run(str(tracker.run_id))
+    assert {f"best/{target}" for target in targets} <= run.data.params.keys()
+
+
 def test_a_run_that_is_deleted_in_the_middle_is_told_with_what_brings_it_back(
     uri: str, records: list[TrialRecord], decisions: Decisions, told: Told
 ) -> None:

@@ -473,6 +473,11 @@ def test_every_error_is_one_line_that_says_what_to_do(
     )
     models = ("embed", "--models", folder, "--data", probe, "--out", out)
     assert "holds no folder with a config.json" in error(*models)
+    for command in (
+        (*models[:2], "nowhere", *models[3:]),
+        ("score", "--models", "nowhere", *models[3:]),
+    ):
+        assert error(*command) == "Error: --models nowhere: there is no such folder."
     nobody = ("report", "--storage", storage, "--study", "mine", "--out", out)
     assert "no finished trial has the parameters teacher and target" in error(
         *nobody, "--source-param", "teacher"

@@ -65,6 +65,33 @@ def test_without_baseline_or_transfers_or_priority_the_search_goes_on() -> None:
     assert settled(learnt(a=0), tried(None), ["a"], [], 1) is None
 
 
+def test_a_target_whose_baseline_keeps_failing_holds_no_search_up() -> None:
+    pairs = tried(None, "a")
+    rule = EliminationRule(
+        {
+            ("a", "t"): Decision(False, math.nan, 0.5, "", 0.0),
+            ("a", "u"): Decision(False, math.nan, 0.5, "", 1.0),
+        },
+        {"transfers": 5},
+    )
+
+    def told() -> dict[str, Any] | None:
+        return settled(rule, pairs, ["a"], ["t", "u"], 0.01)
+
+    for _ in range(3):
+        assert told() is None
+        pairs.add((None, "u"), setting_of({}), has_result=False, has_failed=True)
+    # Its pairs are to be tried once: one of them may be the best there is.
+    assert told() is None
+    pairs.add(("a", "u"), setting_of({}), has_result=True)
+    found = told()
+    assert found is not None
+    assert found["reason"].endswith(
+        "5 transfers to 1 targets. Left out, since their baselines keep failing: 'u'."
+    )
+    assert settled(rule, pairs, ["a"], ["u"], 0.01) is None
+
+
 def test_what_has_no_next_trial_does_not_count() -> None:
     done = tried(None, "a", possible=1)
     told = settled(learnt(1, a=0.5), done, ["a"], ["t"], 0)

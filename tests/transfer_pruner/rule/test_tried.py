@@ -102,6 +102,37 @@ def test_a_failed_trial_may_be_tried_again_and_three_are_enough() -> None:
     assert ("a", "t") in tried.done
 
 
+def test_a_pair_that_keeps_failing_is_no_better_than_one_of_which_nothing_is_left() -> None:
+    tried = with_baseline()
+    for _ in range(3):
+        tried.add(("a", "t"), LOW, has_result=False, has_failed=True, possible=1)
+    # When all is through, others are run again as often as it was tried.
+    fitted = rule().with_settings({"rule": "learning", "transfers": 100})
+    ask, taken = NextPair(), []
+    for _ in range(8):
+        taken.append(ask(fitted, tried, LOW, {}, sources=TASKS, targets=["t"]))
+        failed = taken[-1] == ("a", "t")
+        tried.add(taken[-1], LOW, has_result=not failed, has_failed=failed, possible=1)
+    assert Counter(taken) == {("b", "t"): 5, ("a", "t"): 3}
+
+
+def test_a_pair_whose_gain_cannot_be_measured_is_not_taken_again_and_again() -> None:
+    tried = TriedPairs()
+    for _ in range(3):
+        tried.add((None, "t"), LOW, has_result=False, has_failed=True)
+    fitted = rule().with_settings({"rule": "learning", "transfers": 100})
+    ask, taken = NextPair(), []
+    for i in range(6):
+        setting = setting_of({"lr": float(i)})
+        taken.append(ask(fitted, tried, setting, {}, sources=TASKS, targets=["t"]))
+        tried.add(taken[-1], setting, has_result=True)
+    # It learns nothing of a, which is worth most, and all the same b has its turn.
+    assert taken == [("a", "t"), ("b", "t")] * 3
+    tried.add((None, "t"), LOW, has_result=True)
+    assert ask(fitted, tried, HIGH, {}, sources=TASKS, targets=["t"]) == ("a", "t")
+    assert not tried.without_baseline
+
+
 @pytest.mark.parametrize("proposed", [("u", "t"), ("a", "u")])
 def test_a_proposal_of_which_nothing_is_told_stands(proposed: Pair) -> None:
     found = NextPair()(
