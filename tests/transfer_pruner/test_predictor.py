@@ -475,3 +475,23 @@ def test_a_feature_that_is_no_number_is_refused_by_name(transfers: pd.DataFrame)
     words = transfers.assign(size="large")
     with pytest.raises(ValueError, match="feature_columns names 'size', which must hold numbers"):
         TransferPredictor(feature_columns=["size"]).fit(words, transfers["gain"])
+
+
+def test_one_training_that_collapsed_is_not_the_scale_of_all_gains(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    def learnt(collapsed: float) -> tuple[np.ndarray, np.ndarray]:
+        gains = transfers["gain"].to_numpy(dtype=float).copy()
+        gains[0] = collapsed
+        fitted = TransferPredictor(embeddings).fit(transfers, gains)
+        assert fitted.measured_["gain"].tolist() == gains.tolist()
+        return fitted.predict(transfers, return_std=True)
+
+    usual = float(transfers["gain"].abs().median())
+    mean, std = learnt(-1e12)
+    assert mean[0] < -usual
+    assert std.max() < 20 * usual
+    for found, expected in zip(learnt(-1e3), (mean, std), strict=True):
+        assert found == pytest.approx(expected), "how far it is below says nothing"
+    # What is gained has no bound.
+    assert learnt(1e3)[0][0] > 10

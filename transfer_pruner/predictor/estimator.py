@@ -23,7 +23,13 @@ from transfer_pruner.pairs import (
     source_popularity,
 )
 from transfer_pruner.predictor.design import Design, Rows, alike_tasks, looked_up
-from transfer_pruner.predictor.process import SCORE, SCORE_WEIGHT, fitted_process, spreads
+from transfer_pruner.predictor.process import (
+    SCORE,
+    SCORE_WEIGHT,
+    fitted_process,
+    spreads,
+    without_collapse,
+)
 from transfer_pruner.predictor.regression import Regression
 from transfer_pruner.probability import probability_to_exceed
 from transfer_pruner.tasks import FloatArray, task_name
@@ -146,7 +152,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             than once. A pair of a task with itself is its single-task baseline and is left out.
         gains : array of shape (n_pairs,)
             Score with transfer minus the single-task baseline. NaN gains are left out with a
-            warning that counts them.
+            warning that counts them. Losses of more than 20 times the median size of a gain, such
+            as of a training that diverged, count as that.
         candidates : DataFrame, optional
             The pairs that will be predicted, with the same columns: features and the score are
             standardised within their target over them. Left out, over the pairs of the
@@ -194,13 +201,14 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.n_features_in_ = 2
         features = self._features_of(pairs[usable])
+        learnt = measured.assign(gain=without_collapse(values[usable]))
         with unlogged():
             if self.regressor is not None:
-                self._regression = Regression(self.regressor, measured, features)
+                self._regression = Regression(self.regressor, learnt, features)
                 self.regressor_ = self._regression.fitted
                 self.theta_ = np.zeros(0)
             else:
-                self._learn(measured, features, candidates, theta)
+                self._learn(learnt, features, candidates, theta)
         self.measured_ = measured
         return self
 

@@ -44,6 +44,8 @@ FITTED_ON = 400
 """Rows, at most, that the variances are fitted on: one step takes the cube of their number."""
 SHRINK = 5.0
 """Measured pairs that the pooled spread of gains counts as, beside a target's own."""
+COLLAPSE = 20.0
+"""Times the usual size of a gain, below which a training has collapsed and no gain is measured."""
 SOURCE, TARGET, COUNT, SCORE, FEATURES = range(5)
 """Columns of a design: the last, and those after it, are the standardised features."""
 
@@ -283,6 +285,17 @@ def first_kernel(
         return PairKernel(
             tuple(np.log([*variances.values()]).tolist()), alike_sources, alike_targets
         )
+
+
+def without_collapse(gains: FloatArray) -> FloatArray:
+    """Raise gains of trainings that collapsed to the lowest that can be one.
+
+    By how much a loss diverged says nothing of the pair, and one such gain would be the scale of
+    all the others. The bound is `COLLAPSE` times the median size of gains that are not 0, beyond
+    what pairs of benchmarks lose (12 times at most); how much is gained is not bounded.
+    """
+    sizes = np.abs(gains[gains != 0])
+    return np.maximum(gains, -COLLAPSE * np.median(sizes)) if len(sizes) else gains
 
 
 def spreads(targets: NDArray[Any], gains: FloatArray) -> tuple[dict[str, float], float]:
