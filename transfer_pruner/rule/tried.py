@@ -172,6 +172,9 @@ class TriedPairs:
     ) -> Pair | None:
         """Find the first target without a baseline's result, of which one may still come.
 
+        A baseline that runs is waited for until three trials of its target have a result: that of
+        a worker that died runs for ever. Then another one is due, after three more a third.
+
         Parameters
         ----------
         targets : collection of str
@@ -187,9 +190,14 @@ class TriedPairs:
             baseline = None, target
             tried = self._tried.get(baseline, _Tried())
             can = None in sources or target in sources
-            if can and not running.get(baseline) and not (tried.results or tried.is_failing):
+            if not can or tried.results or tried.is_failing:
+                continue
+            if running.get(baseline, 0) <= self._results_to(target) // _TRIES:
                 return baseline
         return None
+
+    def _results_to(self, target: str) -> int:
+        return sum(tried.results for (_, to), tried in self._tried.items() if to == target)
 
     def behind(
         self, setting: Setting, running: Mapping[Pair, int], repeats: float = math.inf

@@ -51,6 +51,18 @@ def test_a_baseline_that_keeps_failing_holds_nothing_up() -> None:
     assert pair_next(tried) == ("a", "t")
 
 
+def test_a_baseline_that_a_dead_worker_left_running_is_run_again() -> None:
+    tried, dead = TriedPairs(), (None, "t")
+    for i in range(3):
+        taken = pair_next(tried, dead, lr=float(i))
+        assert taken in {("a", "t"), ("b", "t")}
+        tried.add(taken, setting_of({"lr": float(i)}), has_result=True)
+    assert pair_next(tried, dead) == (None, "t")
+    assert pair_next(tried, dead, (None, "t")) in {("a", "t"), ("b", "t")}
+    tried.add((None, "t"), LOW, has_result=True)
+    assert pair_next(tried, dead) in {("a", "t"), ("b", "t")}
+
+
 def test_what_is_running_comes_last() -> None:
     tried = with_baseline()
     assert pair_next(tried, ("a", "t")) == ("b", "t")
