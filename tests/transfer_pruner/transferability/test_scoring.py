@@ -375,9 +375,12 @@ def test_modules_of_other_weights_or_parts_are_others(
 def test_a_call_that_is_interrupted_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
-        import sys, time, torch
+        import signal, sys, time, torch
         from torch import nn
         from transfer_pruner import score_pairs
+
+        # A shell starts what runs in the background deaf to it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         class Slow(nn.Module):
             def __init__(self):
