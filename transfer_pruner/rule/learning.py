@@ -50,9 +50,9 @@ class LearningRule:
     where :math:`\bar g` are the pairs' mean measured gains and 0 is the single-task baseline: if
     its next trial hardly can be better than what the target has already. So more is eliminated as
     predictions sharpen and as good pairs are found, and what a later refit thinks better of comes
-    back. The scores of all targets are to be on one scale, not some of them in percent: priorities
-    compare targets. The pair that is the target's best is kept, since its hyperparameters are still searched;
-    of a target without a measured transfer, the best-scored pair is kept. Ours.
+    back. The pair that is the target's best is kept, since its hyperparameters are still searched;
+    of a target without a measured transfer, the best-scored pair is kept. Priorities compare
+    targets, so the scores of all have to be on one scale, not of some in percent. Ours.
 
     The variances of the model are fitted to the first 10 transfers, again to the first 15, 22, 33
     and so on; between, only its posterior is new.
