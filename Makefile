@@ -57,7 +57,7 @@ bench-trec-is: setup ## Analyse the transfers that were measured on TREC-IS.
 	OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/analyse.py --ways sequential joint --regimes target source both --splits test shifted
 
 bench-text: setup ## One table of ways to rank pairs for each setting that was measured.
-	for setting in trec-is mixed images-scratch images-copies images-close-copies; do \
+	for setting in trec-is trec-is-distilled mixed images-scratch images-copies images-close-copies; do \
 		OMP_NUM_THREADS=1 $(BIN)/python examples/text_transfer/compare.py --setting $$setting || exit 1; \
 	done
 

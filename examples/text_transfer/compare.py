@@ -29,6 +29,7 @@ from table import HERE, Array, Measured, load, looked_at
 IMAGES = HERE.parent / "tables"
 SETTINGS = {
     "trec-is": HERE / "{}-4.csv",
+    "trec-is-distilled": HERE / "distilled-{}.csv",
     "mixed": HERE / "mixed-{}.csv",
     "images-scratch": IMAGES / "images-scratch-{}.csv",
     "images-copies": IMAGES / "images-copies-{}.csv",

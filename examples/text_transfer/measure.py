@@ -330,7 +330,7 @@ def read(options: argparse.Namespace) -> Tasks:
         options.text_column,
         options.labels_column,
         options.separator,
-        options.split_seed,
+        None if options.in_order else options.split_seed,
     )
 
 
@@ -385,6 +385,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--separator", default="|", help="between a text's labels")
     parser.add_argument("--tasks", nargs="+", help="only these")
     parser.add_argument("--split-seed", type=int, default=0)
+    parser.add_argument(
+        "--in-order", action="store_true", help="deal --train out in its order, not at random"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))

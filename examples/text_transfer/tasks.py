@@ -176,13 +176,20 @@ def _random(what: str, seed: int) -> np.random.Generator:
 
 
 def read_many_labels(
-    train: Path, test: Path, text_column: str, labels_column: str, separator: str, split_seed: int
+    train: Path,
+    test: Path,
+    text_column: str,
+    labels_column: str,
+    separator: str,
+    split_seed: int | None,
 ) -> ManyLabels:
     """Read both CSVs, without texts that have no label, and without the second's that are in both.
 
     The texts of the first are dealt at random into a pool (to train on), a dev split (to choose by)
     and a test split (to report); the second, of other events, is a test split of its own,
-    "shifted". A task that has no positive in the first CSV is left out.
+    "shifted". A split seed of None deals the first out in its order: if that is one of time, dev is
+    later than the pool, and test later than both. A task that has no positive in the first CSV is
+    left out.
     """
     first, second = (_read_csv(path, text_column, labels_column) for path in (train, test))
     first, second = (frame[frame[labels_column] != ""] for frame in (first, second))
@@ -190,8 +197,10 @@ def read_many_labels(
     both = pd.concat([first, second], ignore_index=True)
     labels = both[labels_column].str.get_dummies(separator).astype(bool)
     names = [name for name in labels.columns if labels[name][: len(first)].any()]
-    shuffled = np.random.default_rng(split_seed).permutation(len(first))
-    pool, dev, test_rows = np.split(shuffled, [int(0.6 * len(first)), int(0.75 * len(first))])
+    dealt = np.arange(len(first))
+    if split_seed is not None:
+        dealt = np.random.default_rng(split_seed).permutation(len(first))
+    pool, dev, test_rows = np.split(dealt, [int(0.6 * len(first)), int(0.75 * len(first))])
     return ManyLabels(
         texts=list(both[text_column]),
         names=names,

@@ -222,6 +222,21 @@ def test_a_pilot_deals_train_out_anew_and_leaves_dev_and_test_alone(
         assert sorted(dealt) == sorted(given.rows_of[task, "train"])
 
 
+def test_a_csv_is_dealt_out_at_random_or_in_its_order(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from tasks import read_many_labels
+
+    files = texts / "train.csv", texts / "test.csv"
+    for seed in (0, None):
+        rows_of = read_many_labels(*files, "tweet", "kinds", ",", seed).rows_of
+        dealt = np.concatenate([rows_of[split] for split in ("pool", "dev", "test")])
+        assert [len(rows_of[split]) for split in ("pool", "dev", "test")] == [144, 36, 60]
+        assert sorted(dealt) == list(range(240))
+        assert (list(dealt) == list(range(240))) == (seed is None)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
