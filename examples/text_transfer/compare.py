@@ -3,6 +3,7 @@
     python examples/text_transfer/compare.py --setting mixed
     python examples/text_transfer/compare.py --setting trec-is --metrics ap
     python examples/text_transfer/compare.py --setting images-copies
+    python examples/text_transfer/compare.py --setting trec-is --same-as trec-is-distilled
 
 Everything that learns from measured gains learns from other targets' gains on dev, and is judged on
 test. Of every way to rank: Spearman with the gain on test; with one and with three sources kept for
@@ -24,7 +25,7 @@ from analyse import Costs, at_random, ceiling, interval, per_target, read_costs,
 from rich.console import Console
 from rich.table import Table
 from scores import all_scores
-from table import HERE, Array, Measured, load, looked_at
+from table import HERE, NO_SOURCE, Array, Measured, load, looked_at
 
 IMAGES = HERE.parent / "tables"
 SETTINGS = {
@@ -157,11 +158,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["sequential", "joint"])
     parser.add_argument("--metrics", nargs="+", default=["f1"])
     parser.add_argument("--split", default="test")
+    parser.add_argument("--same-as", choices=SETTINGS, help="its tasks and seeds only")
     parser.add_argument("--page", action="store_true", help="print tables as pages have them")
     options = parser.parse_args()
     console = Console(width=220)
     for way, metric in product(options.ways, options.metrics):
-        data = measured(options.setting, way, metric, options.split)
+        data = measured(options.setting, way, metric, options.split, options.same_as)
         if not len(data.dev):
             console.print(f"{options.setting}: no seed of {way} transfer is whole.")
             continue
@@ -174,13 +176,26 @@ def main() -> None:
         console.print(below(data))
 
 
-def measured(setting: str, way: str, metric: str = "f1", split: str = "test") -> Measured:
-    """Read what was measured of a setting, on the seeds that nothing was chosen on."""
+def measured(
+    setting: str, way: str, metric: str = "f1", split: str = "test", same_as: str | None = None
+) -> Measured:
+    """Read what was measured of a setting, on the seeds that nothing was chosen on.
+
+    `same_as` leaves only the tasks and seeds of another setting.
+    """
     transfers, features, peers = (read(setting, x) for x in ("transfers", "features", "peers"))
     if len(peers):
         # Run on the models of some seeds only.
         of_pairs = peers.drop(columns="seed").groupby(["source", "target"], as_index=False).mean()
         features = features.merge(of_pairs, on=["source", "target"], how="left")
+    if same_as is not None:
+        others = read(same_as, "features")
+        named = {*others["target"], NO_SOURCE}
+        transfers, features = (
+            table[table["source"].isin(named) & table["target"].isin(named)]
+            for table in (transfers, features)
+        )
+        features = features[features["seed"].isin(others["seed"])]
     seeds = REPORTED.get(setting, features["seed"].unique())
     return load(transfers, features[features["seed"].isin(seeds)], way, metric, split)
 

@@ -298,17 +298,37 @@ def test_what_the_pages_say_of_one_kept_source_is_what_the_tables_give(
         assert {label: told[label].split(" | ") for label in TOLD} == found, page
 
 
-def test_what_the_page_says_of_unlike_tasks_is_what_the_tables_give(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("setting", "ways", "page"),
+    [
+        ("mixed", ["sequential", "joint"], FOLDER / "README.md"),
+        ("trec-is-distilled", ["sequential"], FOLDER.parents[1] / "docs" / "results.md"),
+    ],
+)
+def test_what_a_page_says_of_a_setting_is_what_the_tables_give(
+    setting: str, ways: list[str], page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     from compare import costs_of, for_a_page, measured, table_of
 
-    page = (FOLDER / "README.md").read_text().replace("**", "")
-    for way in ("sequential", "joint"):
-        data = measured("mixed", way)
-        for line in for_a_page(table_of(data, costs_of("mixed", data))).splitlines():
-            assert line in page, way
+    text = page.read_text().replace("**", "")
+    for way in ways:
+        data = measured(setting, way)
+        for line in for_a_page(table_of(data, costs_of(setting, data))).splitlines():
+            assert line in text, way
+
+
+def test_two_settings_are_compared_on_the_same_tasks_and_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from compare import measured
+
+    small = measured("trec-is-distilled", "sequential")
+    same = measured("trec-is", "sequential", same_as="trec-is-distilled")
+    assert same.tasks == small.tasks
+    assert set(same.features["seed"]) == set(small.features["seed"])
+    assert len(measured("trec-is", "sequential").tasks) > len(same.tasks)
 
 
 @pytest.mark.filterwarnings("error")
