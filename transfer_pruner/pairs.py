@@ -266,6 +266,16 @@ _FEATURES = (
 )
 
 
+def _check_embeddings(given: object, parameter: str) -> None:
+    of = [*given.values()] if isinstance(given, Mapping) else [given]
+    wrong = next((one for one in of if not isinstance(one, TaskEmbedding)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{parameter} must be a mapping of task to TaskEmbedding, such as load_embeddings() "
+            f"returns, but got {'one with ' * (wrong is not given)}{wrong!r}."
+        )
+
+
 def _features(
     sources: NDArray[np.object_],
     targets: NDArray[np.object_],
@@ -274,6 +284,8 @@ def _features(
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Compute the features of pairs, and the terms of their attribution score."""
     of_target = embeddings if target_embeddings is None else target_embeddings
+    for parameter, given in (("embeddings", embeddings), ("target_embeddings", of_target)):
+        _check_embeddings(given, parameter)
     embeddings, of_target = (
         {str(task_name(task)): embedding for task, embedding in tasks.items()}
         for tasks in (embeddings, of_target)

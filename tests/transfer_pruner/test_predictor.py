@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal, spearmanr
 from sklearn.base import clone
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import Ridge
@@ -495,3 +495,42 @@ def test_one_training_that_collapsed_is_not_the_scale_of_all_gains(
         assert found == pytest.approx(expected), "how far it is below says nothing"
     # What is gained has no bound.
     assert learnt(1e3)[0][0] > 10
+
+
+def test_a_regressor_that_takes_missing_values_takes_features_that_nothing_is_known_of(
+    embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    bare = {task: TaskEmbedding(task, of.vectors) for task, of in embeddings.items()}
+    # Without changes of single examples some features are NaN of every pair.
+    trees = HistGradientBoostingRegressor(min_samples_leaf=2, random_state=0)
+    predictor = TransferPredictor(bare, regressor=trees).fit(transfers, transfers["gain"])
+    features = predictor.features(transfers)
+    assert features.isna().all().any()
+    assert np.isfinite(predictor.predict(transfers)).all()
+    base, added = predictor.contributions(transfers)
+    assert base + added.sum(axis=1) == pytest.approx(predictor.predict(transfers))
+    assert (added.loc[:, features.isna().all()] == 0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ("size", r"feature_columns must be a list of names but got 'size': write \['size'\]"),
+        (["size", "size"], "feature_columns names 'size', which is there already"),
+        (["attribution_score"], "feature_columns names 'attribution_score', which is there"),
+    ],
+)
+def test_feature_columns_that_cannot_be_told_apart_are_refused(
+    columns: str | list[str], match: str, embeddings: Embeddings, transfers: pd.DataFrame
+) -> None:
+    table = transfers.assign(size=1.0, attribution_score=0.5)
+    predictor = TransferPredictor(embeddings, feature_columns=columns)
+    with pytest.raises(ValueError, match=match):
+        predictor.fit(table, table["gain"])
+
+
+def test_what_is_no_mapping_of_embeddings_is_refused(embeddings: Embeddings) -> None:
+    pairs = ordered_pairs([*embeddings])
+    for wrong in ([*embeddings.values()], "embeddings/", {task: [1.0, 2.0] for task in embeddings}):
+        with pytest.raises(ValueError, match="embeddings must be a mapping of task to TaskEmb"):
+            TransferPredictor(wrong).predict(pairs)  # type: ignore[arg-type]

@@ -475,6 +475,11 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         parts = [pd.DataFrame(index=plain.index)]
         if self.embeddings:
             parts.append(pair_features(plain, self.embeddings, self.target_embeddings))
+        if isinstance(self.feature_columns, str):
+            raise ValueError(
+                f"feature_columns must be a list of names but got {self.feature_columns!r}: write "
+                f"[{self.feature_columns!r}]."
+            )
         columns = list(self.feature_columns)
         missing = [column for column in columns if column not in pairs]
         if missing:
@@ -484,6 +489,12 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             )
         if columns:
             parts.append(pd.DataFrame({name: _numbers(pairs[name]) for name in columns}))
+            ours = [*parts[-2].columns, *columns]
+            if twice := next((name for name in columns if ours.count(name) > 1), None):
+                raise ValueError(
+                    f"feature_columns names {twice!r}, which is there already, as a feature by "
+                    "embeddings or another column: give it another name."
+                )
         return pd.concat(parts, axis=1)
 
 

@@ -51,8 +51,19 @@ class Regression:
         """Split what f says of rows over their features, from the mean of the measured pairs on."""
         found = np.full(x.shape, np.nan)
         known = ~np.isnan(x).all(axis=1)
-        found[known] = shapley_values(self.fitted.predict, x[known], self._typical)
+        found[known] = shapley_values(self._predict, x[known], self._typical)
         return found
+
+    def _predict(self, x: FloatArray) -> FloatArray:
+        predicted: FloatArray = self.fitted.predict(self._without_unknown(x))
+        return predicted
+
+    def _without_unknown(self, x: FloatArray) -> FloatArray:
+        """Make features constant of which no measured pair had a value.
+
+        Regressors that take missing values fail where nothing else is there.
+        """
+        return np.where(np.isnan(self._typical), 0.0, x)
 
     def _mean(self, sources: Tasks, targets: Tasks, features: pd.DataFrame) -> FloatArray:
         popularity = source_popularity(sources, targets, self._measured)
@@ -60,7 +71,7 @@ class Regression:
         known = ~np.isnan(x).all(axis=1)
         gains = np.full(len(x), np.nan)
         if known.any():
-            gains[known] = self.fitted.predict(x[known])
+            gains[known] = self._predict(x[known])
         levels = np.array([self._levels.get(target, self._level) for target in targets])
         mean: FloatArray = gains + levels
         return mean
@@ -81,7 +92,7 @@ class Regression:
             there.any(axis=0), np.nansum(x, axis=0) / np.maximum(there.sum(axis=0), 1), np.nan
         )
         relative = measured["gain"] - measured["target"].map(by_target["mean"])
-        self.fitted = clone(regressor).fit(x, relative.to_numpy())
+        self.fitted = clone(regressor).fit(self._without_unknown(x), relative.to_numpy())
 
     def _missed(
         self, regressor: BaseEstimator, measured: pd.DataFrame, features: pd.DataFrame

@@ -163,7 +163,9 @@ def test_in_somebody_elses_run_the_answer_is_a_tag(uri: str) -> None:
     assert data.tags["transfer_pruner.search"] == "no elimination"
 
 
-def test_many_targets_are_all_told_and_the_description_has_as_many_as_there_is_room_for(uri: str, told: Told) -> None:
+def test_many_targets_are_all_told_and_the_description_has_as_many_as_there_is_room_for(
+    uri: str, told: Told
+) -> None:
     with SavingsTracker("trec-is", tracking_uri=uri, maximize=True, report=False) as tracker:
         for at in range(250):
             tracker.record(TrialRecord(at, "a", f"target {at:03}", "trained", 1.0, at / 250))
