@@ -118,7 +118,9 @@ class Savings:
                 f"{self.exhaustive_trials} never started"
             )
         if math.isnan(self.estimated_fraction_saved):
-            why = "the trials took no time" if self.trials_trained else "no trial trained yet"
+            why = "no trial trained yet"
+            if self.trials_trained:
+                why = "the exhaustive search would take no time"
             return f"{share}; {why}, so nothing can be said of the seconds saved."
         low, high = self.estimated_seconds_saved_interval
         never = ""

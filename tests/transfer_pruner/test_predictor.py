@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from transfer_pruner import TaskEmbedding, TransferPredictor, TransferPrunerWarning
+from transfer_pruner import LearningRule, TaskEmbedding, TransferPredictor, TransferPrunerWarning
 from transfer_pruner.pairs import attribution_score, ordered_pairs
 from transfer_pruner.predictor.process import SCORE, SCORE_WEIGHTS
 
@@ -508,8 +508,8 @@ def test_a_regressor_that_takes_missing_values_takes_features_that_nothing_is_kn
     assert features.isna().all().any()
     assert np.isfinite(predictor.predict(transfers)).all()
     base, added = predictor.contributions(transfers)
-    assert base + added.sum(axis=1) == pytest.approx(predictor.predict(transfers))
-    assert (added.loc[:, features.isna().all()] == 0).all(axis=None)
+    assert base + added.sum(axis=1).to_numpy() == pytest.approx(predictor.predict(transfers))
+    assert (added.loc[:, features.isna().all()] == 0).to_numpy().all()
 
 
 @pytest.mark.parametrize(
@@ -534,3 +534,13 @@ def test_what_is_no_mapping_of_embeddings_is_refused(embeddings: Embeddings) -> 
     for wrong in ([*embeddings.values()], "embeddings/", {task: [1.0, 2.0] for task in embeddings}):
         with pytest.raises(ValueError, match="embeddings must be a mapping of task to TaskEmb"):
             TransferPredictor(wrong).predict(pairs)  # type: ignore[arg-type]
+
+
+def test_a_transfer_from_several_sources_is_of_no_pair(transfers: pd.DataFrame) -> None:
+    several = pd.DataFrame({"source": [("news", "advice")], "target": ["rumour"], "gain": [0.5]})
+    both = pd.concat([transfers, several], ignore_index=True)
+    predictor = TransferPredictor().fit(both, both["gain"])
+    assert len(predictor.measured_) == len(transfers)
+    pairs = transfers[["source", "target"]]
+    rule = LearningRule(TransferPredictor(), pairs=pairs)
+    assert rule.refitted(both).table().equals(rule.refitted(transfers).table())

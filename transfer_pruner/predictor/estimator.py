@@ -149,7 +149,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         pairs : DataFrame of n_pairs rows
             The two task columns and `feature_columns`; others are ignored. A pair may stand more
-            than once. A pair of a task with itself is its single-task baseline and is left out.
+            than once. A pair of a task with itself is its single-task baseline and is left out;
+            so are transfers from several sources at once.
         gains : array of shape (n_pairs,)
             Score with transfer minus the single-task baseline. NaN gains are left out with a
             warning that counts them. Losses of more than 20 times the median size of a gain, such
@@ -190,7 +191,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 TransferPrunerWarning,
                 stacklevel=2,
             )
-        usable = finite & pd.notna(sources) & (sources != targets)
+        several = np.array([isinstance(source, tuple) for source in sources], dtype=bool)
+        usable = finite & ~several & pd.notna(sources) & (sources != targets)
         if not usable.any():
             raise ValueError(
                 f"pairs must hold at least one ordered pair of two tasks with a finite gain but "

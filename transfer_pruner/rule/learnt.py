@@ -42,7 +42,9 @@ def measured_transfers(transfers: pd.DataFrame | None) -> pd.DataFrame:
         )
     gains = transfers["gain"].to_numpy(dtype=float)
     keys = zip(transfers["source"], transfers["target"], strict=True)
-    usable = np.isfinite(gains) & np.array([not is_baseline(*key) for key in keys], dtype=bool)
+    # Of several sources no pair can be learnt of.
+    of_pairs = [not (isinstance(key[0], tuple) or is_baseline(*key)) for key in keys]
+    usable = np.isfinite(gains) & np.array(of_pairs, dtype=bool)
     more = [column for column in ("score", "baseline") if column in transfers]
     table: pd.DataFrame = transfers.loc[usable, [*columns, *more]].reset_index(drop=True)
     sources, targets = pair_columns(table)
