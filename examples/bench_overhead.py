@@ -4,9 +4,9 @@
 once, in another order, with one seed, and gives one ratio to its own study without. The trials of a
 rule that keeps everything are the same with and without it.
 
-``python examples/bench_overhead.py --learning [--finished 100 1000 5000]``: what a `LearningRule`
-costs a study that so many trials have finished of, from one refit to the next and all that is
-between; and, by itself, the first trial of a process, which reads them all.
+``python examples/bench_overhead.py --learning [--finished 100 1000 5000] [--seconds 1]``: what a
+`LearningRule` costs a study that so many trials have finished of, from one refit to the next and
+all that is between; and, by itself, the first trial of a process, which reads them all.
 
 ``python examples/bench_overhead.py --tasks 100 300 1000``: seconds and memory of a `LearningRule`
 over all ordered pairs of so many tasks, with 10, 100 and 500 measured transfers.
@@ -228,7 +228,9 @@ class Grown:
     each_cpu: float
 
 
-def grown(count: int, made: Path | None, adapter: str, n_trials: int) -> Grown:
+def grown(
+    count: int, made: Path | None, adapter: str, n_trials: int, seconds_each: float = 0.0
+) -> Grown:
     """Run one trial, which reads the study, and then others."""
     rule, _ = learning_rule(TASKS)
     sampler: BaseSampler = RandomSampler(seed=0)
@@ -237,7 +239,7 @@ def grown(count: int, made: Path | None, adapter: str, n_trials: int) -> Grown:
     rng = np.random.default_rng(1)
 
     def objective(trial: optuna.Trial) -> float:
-        objective_of(0.0)(trial)
+        objective_of(seconds_each)(trial)
         return float(rng.normal(0.5, 0.05))
 
     judged = gate(objective, rule) if adapter.startswith("gate") else objective
@@ -257,12 +259,13 @@ def grown(count: int, made: Path | None, adapter: str, n_trials: int) -> Grown:
     return Grown(first, seconds / n_trials, cpu / n_trials)
 
 
-def compare_learning(counts: list[int], repeats: int) -> Table:
+def compare_learning(counts: list[int], repeats: int, seconds_each: float) -> Table:
     """Time studies with and without a rule that learns; repeats are interleaved."""
     table = Table(
         *("finished", "storage", "adapter", "first trial, s", "ms a trial", "of them CPU"),
         *("ratio",),
-        title="A trial of a study that has grown, median (range) of interleaved repeats",
+        title=f"A trial of {seconds_each:g} s of a study that has grown, median (range) of "
+        "interleaved repeats",
     )
     for count in counts:
         n_trials = max(20, count // 50)
@@ -275,7 +278,7 @@ def compare_learning(counts: list[int], repeats: int) -> Table:
                 for repeat in range(repeats):
                     turn = repeat % len(LEARNING)
                     for adapter in LEARNING[turn:] + LEARNING[:turn]:
-                        runs[adapter].append(grown(count, made, adapter, n_trials))
+                        runs[adapter].append(grown(count, made, adapter, n_trials, seconds_each))
             for adapter, found in runs.items():
                 pairs = zip(found, runs["none"], strict=True)
                 ratios = [run.each / without.each for run, without in pairs]
@@ -286,7 +289,7 @@ def compare_learning(counts: list[int], repeats: int) -> Table:
                     spread([run.first for run in found], ".2f"),
                     spread([1000 * run.each for run in found], ".1f"),
                     spread([1000 * run.each_cpu for run in found], ".1f"),
-                    "1" if adapter == "none" else spread(ratios, ".2f"),
+                    "1" if adapter == "none" else spread(ratios, ".3f"),
                 )
         table.add_section()
     return table
@@ -364,6 +367,7 @@ def main() -> None:
     parser.add_argument("--learning", action="store_true", help="a rule that learns, instead")
     parser.add_argument("--finished", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--repeats", type=int, default=3, help="of --learning")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of a trial of --learning")
     parser.add_argument("--tasks", type=int, nargs="+", help="rules over so many tasks, instead")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -379,7 +383,7 @@ def main() -> None:
         console.print(weigh_all(options.tasks))
     elif options.learning:
         grown(30, None, LEARNING[-1], 3)
-        console.print(compare_learning(options.finished, options.repeats))
+        console.print(compare_learning(options.finished, options.repeats, options.seconds))
     else:
         console.print(compare_all(settings, adapters))
     console.print(

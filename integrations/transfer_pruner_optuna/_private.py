@@ -6,19 +6,72 @@ public calls, or do without.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 
 def whole_study(study: optuna.Study) -> optuna.Study:
     """Find the study itself where HyperbandPruner shows samplers the trials of one bracket."""
     whole: optuna.Study = getattr(study, "_study", study)
     return whole
+
+
+def read_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Read a study's trials from its storage, for the samplers of this thread's trial too."""
+    if (here := getattr(study, "_thread_local", None)) is not None:
+        here.cached_all_trials = None
+    return study._get_trials(deepcopy=False, use_cache=True)
+
+
+def trials_read(study: optuna.Study) -> list[FrozenTrial]:
+    """Find the trials that were read last in this thread's trial; read them if none were.
+
+    The same list until the trial ends or they are read anew: what has changed since is not in it.
+    """
+    return study._get_trials(deepcopy=False, use_cache=True)
+
+
+class SeenStudy:
+    """A study whose trials look otherwise to a sampler; all else is the study's own.
+
+    Parameters
+    ----------
+    study : optuna.Study
+        Or what HyperbandPruner shows in its place.
+    seen : callable of a list of FrozenTrial to such a list
+    """
+
+    def __init__(
+        self, study: optuna.Study, seen: Callable[[list[FrozenTrial]], list[FrozenTrial]]
+    ) -> None:
+        self._seen_of, self._seen = study, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen_of, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All of the study's trials."""
+        return self.get_trials()
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """All of the study's trials, or those in some states."""
+        return self._get_trials(deepcopy, states)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        return self._seen(self._seen_of._get_trials(deepcopy, states, use_cache))
 
 
 def study_key(study: optuna.Study) -> Hashable:

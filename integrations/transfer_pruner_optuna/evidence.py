@@ -20,7 +20,7 @@ from transfer_pruner.rule.current import CurrentRule, Finished
 from transfer_pruner.rule.elimination import EliminationRule
 from transfer_pruner.rule.learning import LearningRule
 from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna._private import keeps_order, study_key, whole_study
+from transfer_pruner_optuna._private import keeps_order, read_trials, study_key, whole_study
 from transfer_pruner_optuna.branches import Branches
 from transfer_pruner_optuna.records import check_objective, ran, record_study, records_from_trials
 
@@ -124,7 +124,7 @@ class Evidence:
     def _read(self, study: optuna.Study) -> _Reading:
         study = whole_study(study)
         key = study_key(study)
-        trials = study.get_trials(deepcopy=False)
+        trials = read_trials(study)
         fresh = _Reading(Branches(self._pair_of, keeps_order=keeps_order(study)))
         reading = self._readings.setdefault(key, fresh)
         first = (trials[0]._trial_id, trials[0].datetime_start) if trials else None

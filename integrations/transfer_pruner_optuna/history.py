@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from transfer_pruner.rule.tried import Pair, Setting, TriedPairs, setting_of
 from transfer_pruner.tasks import PairParams
-from transfer_pruner_optuna._private import enqueued_params, whole_study
+from transfer_pruner_optuna._private import enqueued_params, trials_read, whole_study
 from transfer_pruner_optuna.claims import Claim, Claims, claims_of
 from transfer_pruner_optuna.records import ran
 from transfer_pruner_optuna.spaces import count_values
@@ -34,11 +34,23 @@ class History(TriedPairs):
         self._first: int | None = None
         self._read = 0
         self._unfinished: list[int] = []
+        self._names: set[frozenset[str]] = set()
         self.running: list[FrozenTrial] = []
 
-    def update(self, study: optuna.Study) -> None:
-        """Read what is new in the study."""
-        trials = whole_study(study).get_trials(deepcopy=False)
+    def update(self, study: optuna.Study, *, anew: bool = True) -> None:
+        """Read what is new in the study.
+
+        Parameters
+        ----------
+        study : optuna.Study
+        anew : bool
+            Whether to read the storage; if not, what was read last in this trial is enough.
+        """
+        study = whole_study(study)
+        trials = study.get_trials(deepcopy=False) if anew else trials_read(study)
+        if not anew and len(trials) <= self._read:
+            # Another thread has read as much, and later.
+            return
         first = trials[0]._trial_id if trials else None
         if len(trials) < self._read or (self._first is not None and first != self._first):
             # Another study has come in its place.
@@ -55,6 +67,7 @@ class History(TriedPairs):
     def _add(self, trial: FrozenTrial) -> None:
         if (pair := self.pair(trial.params)) is not None:
             spaces = self._pair_of.hyperparameters(trial.distributions)
+            self._names.add(frozenset(spaces))
             self.add(
                 pair,
                 self.setting(trial.params),
@@ -62,6 +75,14 @@ class History(TriedPairs):
                 has_failed=trial.state == TrialState.FAIL,
                 possible=math.prod(map(count_values, spaces.values())),
             )
+
+    def may_be_whole(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial with these parameters may have all of its hyperparameters.
+
+        Not if only trials with more of them have finished.
+        """
+        names = frozenset(self._pair_of.hyperparameters(params))
+        return names in self._names or not any(names < more for more in self._names)
 
     def pair(self, params: Mapping[str, Any]) -> Pair | None:
         """Take the pair from a trial's parameters, if they have one."""

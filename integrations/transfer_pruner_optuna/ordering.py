@@ -171,6 +171,11 @@ class Ordering:
         """
         if not self.is_chosen(study, trial) or not proposal.times:
             return proposal.params
+        with self._lock:
+            history = self._histories.get(study_key(study))
+            if history and not history.may_be_whole(trial.params | proposal.params | pair):
+                # No other trial is alike as long as something is missing.
+                return proposal.params
 
         def draw(history: History, others: Claims, ahead: int) -> _Drawn | None:
             return self._drawn(trial, proposal, pair, history, others)
@@ -198,7 +203,8 @@ class Ordering:
         """
         until = time.monotonic() + _PATIENCE
         with self._lock:
-            others, ahead = self._history(study).claims(trial.number), 0
+            # Whoever has come since the trial began is a rival of the claim.
+            others, ahead = self._history(study, anew=of_shared).claims(trial.number), 0
             for _ in range(_ROUNDS):
                 history = self._histories[study_key(study)]
                 drawn = draw(history, others, ahead)
@@ -276,9 +282,9 @@ class Ordering:
         """Forget a trial that has ended, or is about to begin."""
         self._chosen.pop((study_key(study), trial.number), None)
 
-    def _history(self, study: optuna.Study) -> History:
+    def _history(self, study: optuna.Study, *, anew: bool = True) -> History:
         history = self._histories.setdefault(study_key(study), History(self._pair_of))
-        history.update(study)
+        history.update(study, anew=anew)
         return history
 
 

@@ -59,6 +59,7 @@ class PairOfTrial:
 
     rule: EliminationRule
     enqueued: Params
+    first_number: int
     planned: Params = field(default_factory=dict)
     redirected: bool = False
 
@@ -73,6 +74,8 @@ class Redirector:
     decide : Decider
     rng : random.Random
         Of the choice among surviving pairs.
+    shown : callable of a study to a study
+        What the base sampler sees of it.
     learns : bool
         Whether the rule is a LearningRule, which says of every trial what it should be; any other
         one says so of eliminated proposals.
@@ -85,9 +88,11 @@ class Redirector:
         decide: Decider,
         rng: random.Random,
         *,
+        shown: Callable[[optuna.Study], optuna.Study],
         learns: bool,
     ) -> None:
         self._base_sampler = base_sampler
+        self._shown = shown
         self._at_random = RandomSampler(seed=0)
         self._evidence = evidence
         self._decide = decide
@@ -155,11 +160,13 @@ class Redirector:
         params: Mapping[str, Any],
     ) -> Verdict | None:
         """Decide on a trial with these parameters, and draw the audit."""
+        # While a trial runs, each look at its system attributes reads the storage.
+        begun = self._pairs.get((study_key(study), trial.number))
         return self._decide(
             rule,
             params,
             search=study.study_name,
-            trial=first_number(trial),
+            trial=begun.first_number if begun else first_number(trial),
             fingerprint=self._evidence.fingerprint,
         )
 
@@ -256,7 +263,9 @@ class Redirector:
         """
         missing = [name for name in spaces if name not in params]
         proposed = params | {
-            name: self._base_sampler.sample_independent(study, trial, name, spaces[name])
+            name: self._base_sampler.sample_independent(
+                self._shown(study), trial, name, spaces[name]
+            )
             for name in missing
         }
         return {name: proposed[name] for name in self._pair_of.params if name in proposed}
@@ -271,7 +280,8 @@ class Redirector:
                 tolerate_eliminated_trials(self._base_sampler, never_ran)
             self._evidence.meet(whole)
             rule = self._evidence.rule(whole)
-            self._pairs[key] = PairOfTrial(rule, trial.system_attrs.get("fixed_params", {}))
+            enqueued = trial.system_attrs.get("fixed_params", {})
+            self._pairs[key] = PairOfTrial(rule, enqueued, first_number(trial))
         return self._pairs[key]
 
     def _forget(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -25,6 +25,7 @@ from transfer_pruner.tasks import PairParams, SourceParam
 from transfer_pruner_optuna._private import write_attributes
 from transfer_pruner_optuna.callback import tell_tracker
 from transfer_pruner_optuna.evidence import Evidence
+from transfer_pruner_optuna.gains import Gains
 from transfer_pruner_optuna.records import ELIMINATED, RULE, marks_of
 from transfer_pruner_optuna.redirecting import Redirector
 from transfer_pruner_optuna.survivors import Params
@@ -53,7 +54,9 @@ class TransferSampler(BaseSampler):
     a target without a baseline that have had a result, and, last, those that were tried at every
     setting that there is, or that three trials have left without a result. No random number
     chooses: equal trials, equal pairs. Proposals stand where the rule tells no order or no priority
-    of the pair; in joint transfer no order is told.
+    of the pair; in joint transfer no order is told. In a study of several targets the base sampler
+    learns hyperparameters from gains over each target's baseline, not from scores, which say more
+    of the target.
 
     What a sampler is not asked for, it cannot redirect: parameters of enqueued trials, and those
     that a `PartialFixedSampler` around this one fixes (around a `PartialFixedSampler` it works). If
@@ -154,12 +157,16 @@ class TransferSampler(BaseSampler):
         self._objective_index = objective_index
         self._tracker = tracker
         self._rng = random.Random(seed)
+        learns = isinstance(rule, LearningRule)
+        # Whose pairs are chosen for it is asked for hyperparameters, whatever the target.
+        self._shown = Gains(self._pair_of).study if learns else _as_it_is
         self._redirector = Redirector(
             self._base_sampler,
             self._evidence,
             self._decide,
             self._rng,
-            learns=isinstance(rule, LearningRule),
+            shown=self._shown,
+            learns=learns,
         )
 
     def evidence_of(
@@ -190,7 +197,7 @@ class TransferSampler(BaseSampler):
         """Sample what the base sampler samples, with a surviving pair."""
 
         def ask() -> Params:
-            return self._base_sampler.sample_relative(study, trial, search_space)
+            return self._base_sampler.sample_relative(self._shown(study), trial, search_space)
 
         return self._redirector.all_of(study, trial, search_space, ask)
 
@@ -205,7 +212,7 @@ class TransferSampler(BaseSampler):
 
         def ask() -> Params:
             value = self._base_sampler.sample_independent(
-                study, trial, param_name, param_distribution
+                self._shown(study), trial, param_name, param_distribution
             )
             return {param_name: value}
 
@@ -252,3 +259,7 @@ class TransferSampler(BaseSampler):
             isinstance(distributions[name], CategoricalDistribution)
             for name in self._pair_of.params
         )
+
+
+def _as_it_is(study: optuna.Study) -> optuna.Study:
+    return study

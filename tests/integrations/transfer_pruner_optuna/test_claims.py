@@ -13,16 +13,18 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tests.integrations.transfer_pruner_optuna.storages import grpc_proxy, open_storage
 from transfer_pruner import Decision, EliminationRule, LearningRule, PairParams, TransferPredictor
 from transfer_pruner.pairs import ordered_pairs
 from transfer_pruner_optuna import TransferSampler
+from transfer_pruner_optuna._private import read_trials
 from transfer_pruner_optuna.claims import CLAIM, claims_of
+from transfer_pruner_optuna.history import History
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -78,9 +80,11 @@ class SteppedStorage(InMemoryStorage):
         super().__init__()
         self.turns = Turns(order or [])
         self.claims: Counter[int] = Counter()
+        self.reads = 0
 
     def get_all_trials(self, *given: Any, **more: Any) -> list[FrozenTrial]:
         with self.turns.step():
+            self.reads += 1
             return super().get_all_trials(*given, **more)
 
     def set_trial_param(self, *given: Any, **more: Any) -> None:
@@ -233,6 +237,69 @@ def test_who_asks_alone_says_once_what_its_trial_will_be() -> None:
         trial.suggest_float("lr", 0, 1)
         study.tell(trial, 0.5)
     assert [*storage.claims.values()] == [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [
+        # When it begins, when its pair is claimed, and when its hyperparameters are whole.
+        (RandomSampler, 3),
+        # Its first proposal is whole, and TPE takes what was read when the trial began.
+        (TPESampler, 1),
+    ],
+)
+def test_a_trial_reads_the_storage_no_more_often_than_it_has_to(
+    base: type[BaseSampler], more: int
+) -> None:
+    def reads(wrapped: bool) -> int:
+        storage = SteppedStorage()
+        optuna.create_study(study_name="s", storage=storage, direction="maximize")
+        sampler = base(**({"n_startup_trials": 1} if base is TPESampler else {}), seed=0)
+        study = worker(storage, sampler)
+        if not wrapped:
+            study.sampler = sampler
+        for _ in range(6):
+            before = storage.reads
+            trial = study.ask()
+            suggest_pair(trial)
+            trial.suggest_float("lr", 0, 1)
+            trial.suggest_float("decay", 0, 1)
+            study.tell(trial, 0.5)
+        return storage.reads - before
+
+    assert reads(wrapped=True) - reads(wrapped=False) == more
+
+
+def test_settings_are_compared_as_soon_as_they_may_be_whole() -> None:
+    history = History(PairParams())
+    study = optuna.create_study()
+    pair = {"source": "a", "target": "b"}
+    choices = CategoricalDistribution(TASKS)
+    space = dict.fromkeys(pair, choices) | {"lr": FloatDistribution(0, 1)}
+    assert history.may_be_whole(pair), "nothing has finished"
+    longer = space | {"decay": FloatDistribution(0, 1)}
+    params = pair | {"lr": 0.5, "decay": 0.5}
+    study.add_trial(create_trial(params=params, distributions=longer, value=0.5))
+    history.update(study)
+    assert not history.may_be_whole(pair | {"lr": 0.5})
+    assert history.may_be_whole(params)
+    assert history.may_be_whole(pair | {"layers": 2}), "a branch that is new"
+    study.add_trial(create_trial(params=pair | {"lr": 0.1}, distributions=space, value=0.5))
+    history.update(study)
+    assert history.may_be_whole(pair | {"lr": 0.5}), "one branch has nothing else"
+
+
+def test_what_was_read_before_is_never_newer_than_what_another_thread_has_read() -> None:
+    study = optuna.create_study()
+    history = History(PairParams())
+    read_trials(study)
+    other = optuna.load_study(study_name=study.study_name, storage=study._storage)
+    other.add_trial(create_trial(params={}, distributions={}, value=0.5))
+    history.update(other)
+    history.update(study, anew=False)
+    assert history._read == 1
+    history.update(study)
+    assert history._read == 1
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "grpc"])
