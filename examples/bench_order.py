@@ -3,13 +3,15 @@
     python examples/bench_order.py
     python examples/bench_order.py --ways sequential joint
     python examples/bench_order.py --ways sequential joint --misled
+    python examples/bench_order.py --setting mixed
+    python examples/bench_order.py --setting images-copies --proxy h_score
 
 A search for each target: its two baselines first, then one pair after the other, each at the
 learning rate that is best so far of those that the pair lacks. The score of a trial is the dev
-score that was measured (text_transfer/transfers-4.csv, mean over seeds), so that nothing is
-trained and every search is deterministic. Of a `LearningRule` the next pair is the one of the
-highest priority; of the others sources are taken in a fixed order. Test scores are those of the
-trial that is best on dev.
+score that was measured (text_transfer/compare.py names the tables, mean over seeds), so that
+nothing is trained and every search is deterministic. Of a `LearningRule` the next pair is the one
+of the highest priority; of the others sources are taken in a fixed order. A third of the sources
+is re-ranked by a proxy score. Test scores are those of the trial that is best on dev.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from transfer_pruner import LearningRule, TransferPredictor
 
 HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
-from scores import ATTRIBUTIONS, columns_of  # noqa: E402
-from table import LOOKED, Measured, load  # noqa: E402
+from analyse import interval  # noqa: E402
+from compare import REPORTED, SETTINGS  # noqa: E402
+from scores import ATTRIBUTIONS, LOOK, columns_of  # noqa: E402
+from table import Measured, load, looked_at  # noqa: E402
 
 ENOUGH = 0.95
 """Share of the attainable gain at which a search has found what there is."""
@@ -40,12 +44,17 @@ Next = Callable[[pd.DataFrame], pd.Series]
 
 @dataclass(frozen=True)
 class World:
-    """All that was measured in one way of transfer, means over seeds."""
+    """All that was measured in one way of transfer, means over seeds; `look` is the proxy score."""
 
     data: Measured
     pairs: pd.DataFrame
     similarity: pd.DataFrame
     columns: list[str]
+
+    @property
+    def looked(self) -> int:
+        """How many sources of a target are re-ranked: eight of 24."""
+        return looked_at(len(self.data.tasks))
 
     @property
     def misled(self) -> World:
@@ -54,11 +63,22 @@ class World:
         return replace(self, pairs=pairs)
 
     @classmethod
-    def read(cls, way: str, metric: str, split: str = "test") -> World:
-        """Read the tables of targets with four positives."""
+    def read(
+        cls,
+        way: str,
+        metric: str,
+        split: str = "test",
+        *,
+        setting: str = "trec-is",
+        proxy: str = LOOK,
+    ) -> World:
+        """Read the tables of a setting; by default those of targets with four positives."""
         transfers, features = (
-            pd.read_csv(HERE / f"{name}.csv") for name in ("transfers-4", "features-4")
+            pd.read_csv(str(SETTINGS[setting]).format(name)) for name in ("transfers", "features")
         )
+        if seeds := REPORTED.get(setting):
+            transfers, features = (x[x["seed"].isin(seeds)] for x in (transfers, features))
+        features = features.assign(look=features[proxy])
         data = load(transfers, features, way, metric, split)
         columns = ["attribution_score", *columns_of(features, ATTRIBUTIONS)]
         by_pair = data.features.groupby(["source", "target"], sort=False)
@@ -133,15 +153,15 @@ def learning(world: World, target: str, looked: int = 0, others: bool = False) -
 
 SEARCHES: dict[str, Callable[[World, str], Next]] = {
     "attributions alone, a fixed order": lambda world, target: fixed(world, target, 0),
-    "attributions, eight re-ranked, a fixed order": lambda world, target: fixed(
-        world, target, LOOKED
+    "attributions, a third re-ranked, a fixed order": lambda world, target: fixed(
+        world, target, world.looked
     ),
     "LearningRule, nothing measured before": learning,
-    "LearningRule, eight re-ranked": lambda world, target: learning(world, target, LOOKED),
+    "LearningRule, a third re-ranked": lambda world, target: learning(world, target, world.looked),
     "LearningRule, other targets measured before": lambda world, target: learning(
         world, target, others=True
     ),
-    "both": lambda world, target: learning(world, target, LOOKED, others=True),
+    "both": lambda world, target: learning(world, target, world.looked, others=True),
 }
 
 
@@ -189,25 +209,31 @@ def searches(world: World, options: argparse.Namespace) -> Iterator[dict[str, ob
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--setting", choices=SETTINGS, default="trec-is")
+    parser.add_argument("--proxy", default=LOOK, help="a column of the features")
     parser.add_argument("--ways", nargs="+", default=["sequential"])
-    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all 25 if left out")
+    parser.add_argument("--targets", nargs="+", metavar="TASK", help="all if left out")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=[*SEARCHES])
-    parser.add_argument("--trials", type=int, default=25, help="of 50 that there are")
+    parser.add_argument("--trials", type=int, default=25, help="at most all that there are")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--misled", action="store_true", help="turn the score's sign round")
     options = parser.parse_args()
     console = Console(width=150)
     for way in options.ways:
-        world = World.read(way, options.metric)
+        world = World.read(way, options.metric, setting=options.setting, proxy=options.proxy)
         rows = pd.DataFrame(searches(world.misled if options.misled else world, options))
         table = Table(title=f"{way} transfer, {options.metric}, one search for each target")
         table.add_column("search")
-        for column in ("trials until 95%", f"within {options.trials}", "dev lost after 10", "24"):
+        within = f"within {options.trials}"
+        for column in ("trials until 95%", within, "dev lost after 10", "24"):
             table.add_column(column, justify="right")
         for column in ("test after 10", "24"):
             table.add_column(column, justify="right")
         for (_, name), of in rows.groupby(["number", "search"]):
-            means = [f"{of[column].mean():.4f}" for column in ("lost 10", "lost 24")]
+            means = [
+                "{:.4f} ({:.4f}, {:.4f})".format(*interval(of[column].to_numpy()))
+                for column in ("lost 10", "lost 24")
+            ]
             tests = [f"{of[column].mean():.4f}" for column in ("test 10", "test 24")]
             until = np.quantile(of["until"], 0.5, method="nearest")
             within = f"{np.isfinite(of['until']).mean():.0%}"

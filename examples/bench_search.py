@@ -3,48 +3,55 @@
     python examples/bench_search.py
     python examples/bench_search.py --ways sequential joint --splits test shifted
 
-All 25 targets' baselines are trained, and then one pair after the other: of a `LearningRule` the
-one of the highest priority over all targets, at the learning rate that is best so far of those that
-the pair lacks. The search sees dev scores (examples/text_transfer/transfers-4.csv, mean over seeds;
-nothing is trained). Reported are test scores of each target's trial that is best on dev, and the
-seconds of CPU of every trial, of attributions and of proxy scores, against those of all pairs at
-all learning rates. Other orders: pairs at random, and every target's best source by score, then
-every target's second.
+One Optuna study with a `TransferSampler` searches the pairs and learning rates of all 25 targets:
+every target's baseline comes first, at the learning rate that the base sampler proposes, and then
+the pair of the highest priority over all targets. It sees dev scores
+(examples/text_transfer/transfers-4.csv, mean over seeds; nothing is trained). Reported are test
+scores of each target's trial that is best on dev, and the seconds of CPU of every trial, of
+attributions and of proxy scores, against those of all pairs at all learning rates. Other orders:
+pairs at random, and every target's best source by score, then every target's second, each at the
+learning rate that has gained most so far. What can be known at most: what the best trials by two
+seeds' dev scores keep of the third seed's.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bench_order import World, in_order, learning_rule
+from transfer_pruner import LearningRule
+from transfer_pruner_optuna import StopWhenSettled, TransferSampler
 
 HERE = Path(__file__).parent / "text_transfer"
 sys.path.append(str(HERE))  # its files are scripts that import each other, not a package
 from analyse import Costs, interval, read_costs  # noqa: E402
-from table import LOOKED  # noqa: E402
+from table import LOOKED, Measured  # noqa: E402
 
-Order = Callable[[pd.DataFrame], pd.Series]
-"""From the trials so far to the worth of each pair, by target and source."""
-Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
+Order = Callable[[int], pd.Series]
+"""From a seed to the worth of each pair, by target and source."""
+Scores = NDArray[np.float64]
 """One score a target."""
 KEYS = ["target", "source"]
-SIZES = (0, 20, 30, 40, 50, 75, 100, 150)
+SIZES = (20, 30, 40, 50, 60, 75)
 """Trials on pairs, after the baselines, at which a search is evaluated."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has at some count of trials."""
+    """What a search has at some count of trials on pairs."""
 
     trials: int
     saved: float
@@ -52,22 +59,114 @@ class Found:
     """Best dev score of each target."""
     test: Scores
     """Test score of that choice."""
-    settled: bool = False
 
 
-def learning(world: World, looked: int, tolerance: float) -> Order:
-    """Take the pair of the highest priority; none is worth a trial below the tolerance."""
-    rule = learning_rule(world, world.candidates(), looked)
+@dataclass
+class Book:
+    """What the trials of a search, means over seeds, have found and cost.
 
-    def following(trials: pd.DataFrame) -> pd.Series:
-        table = rule.refitted(trials.dropna(subset="source")).table()
-        worth = table.set_index(KEYS)["priority"]
-        worth.attrs["settled"] = len(trials) > 2 * len(world.data.tasks) and (
-            worth.max() <= tolerance
+    Parameters
+    ----------
+    data : Measured
+    overhead : float
+        Seconds that were spent before the first trial.
+    """
+
+    data: Measured
+    overhead: float
+    trials: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        data = self.data
+        self.dev, self.test, self.seconds = (
+            # A target's baselines stand behind its sources, in a row of their own.
+            np.concatenate([pairs.mean(axis=0), alone.mean(axis=0)[:, None]], axis=1)
+            for pairs, alone in (
+                (data.dev, data.dev_baseline),
+                (data.test, data.test_baseline),
+                (data.seconds, data.baseline_seconds),
+            )
         )
-        return worth
+        self._best = np.full(len(data.tasks), -np.inf)
+        self._chosen = np.full(len(data.tasks), np.nan)
+        self._spent = self.overhead
 
-    return following
+    def run(self, source: str | None, target: str, lr: int) -> float:
+        """Look a trial up, and enter it; without a source it is the baseline."""
+        t = self.data.tasks.index(target)
+        s = -1 if source in (None, target) else self.data.tasks.index(str(source))
+        self.trials += s >= 0
+        self._spent += self.seconds[t, s, lr]
+        score = float(self.dev[t, s, lr])
+        if score > self._best[t]:
+            self._best[t], self._chosen[t] = score, self.test[t, s, lr]
+        return score
+
+    @property
+    def found(self) -> Found:
+        """What there is now."""
+        saved = float(1 - self._spent / np.nansum(self.seconds))
+        return Found(self.trials, saved, self._best.copy(), self._chosen.copy())
+
+
+Search = Callable[[int], Iterator[tuple[str, Found]]]
+"""From a seed to what is found, and when: at some count of trials, or when the search settled."""
+
+
+def with_optuna(
+    world: World, rule: LearningRule, overhead: float, n_trials: int, tolerance: float
+) -> Search:
+    """Search with a `TransferSampler`; note when no pair is worth a trial below the tolerance."""
+    tasks = world.data.tasks
+
+    def search(seed: int) -> Iterator[tuple[str, Found]]:
+        book, noted = Book(world.data, overhead), dict[str, Found]()
+        stopping = StopWhenSettled(rule, tolerance=tolerance)
+
+        def objective(trial: optuna.Trial) -> float:
+            source = trial.suggest_categorical("source", [None, *tasks])
+            target = trial.suggest_categorical("target", tasks)
+            lr = trial.suggest_categorical("lr", [*range(book.dev.shape[-1])])
+            return book.run(source, target, lr)
+
+        def note(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if book.trials in SIZES:
+                noted.setdefault(str(book.trials), book.found)
+            if "settled" not in noted and stopping.settled(study) is not None:
+                noted["settled"] = book.found
+
+        sampler = TransferSampler(rule, optuna.samplers.TPESampler(seed=seed), seed=seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.optimize(objective, n_trials=len(tasks) + n_trials, callbacks=[note])
+        noted.setdefault("settled", book.found)
+        yield from noted.items()
+
+    return search
+
+
+def in_an_order(world: World, order: Order, overhead: float, n: int) -> Search:
+    """Train every target's baseline at the first learning rate, and pairs in an order."""
+    tasks = world.data.tasks
+
+    def search(seed: int) -> Iterator[tuple[str, Found]]:
+        book, worth = Book(world.data, overhead), order(seed)
+        alone = {target: book.run(None, target, 0) for target in tasks}
+        rows: list[tuple[str, str, int, float]] = []
+        for _ in range(n):
+            trials = pd.DataFrame(rows, columns=["source", "target", "lr", "gain"])
+            counts = trials.groupby(KEYS).size()
+            left = worth[counts.reindex(worth.index).fillna(0) < book.dev.shape[-1]]
+            target, source = left.idxmax()
+            tried = {row[2] for row in rows if row[:2] == (source, target)}
+            gained = trials.groupby("lr")["gain"].mean()
+            lrs = [lr for lr in range(book.dev.shape[-1]) if lr not in tried]
+            lr = max(lrs, key=lambda lr: gained.get(lr, 0.0))
+            gain = book.run(source, target, lr) - alone[target]
+            rows.append((source, target, lr, gain))
+            if book.trials in SIZES:
+                yield str(book.trials), book.found
+
+    return search
 
 
 def by_rank(world: World, looked: int) -> Order:
@@ -76,66 +175,34 @@ def by_rank(world: World, looked: int) -> Order:
     return lambda _: worth
 
 
-def at_random(world: World, seed: int) -> Order:
+def at_random(world: World) -> Order:
     """Take pairs at random."""
     index = pd.MultiIndex.from_frame(world.candidates()[KEYS])
-    worth = pd.Series(np.random.default_rng(seed).random(len(index)), index)
-    return lambda _: worth
+    return lambda seed: pd.Series(np.random.default_rng(seed).random(len(index)), index)
 
 
-def search(world: World, order: Order, overhead: float, n_trials: int) -> Iterator[Found]:
-    """Run one search over all targets; say what it has found at some counts of trials."""
-    data = world.data
-    dev, test, seconds = (x.mean(axis=0) for x in (data.dev, data.test, data.seconds))
-    alone, alone_test = (x.mean(axis=0) for x in (data.dev_baseline, data.test_baseline))
-    whole = np.nansum(seconds) + data.baseline_seconds.mean(axis=0).sum()
-    spent = overhead + data.baseline_seconds.mean(axis=0).sum()
-    best = alone.max(axis=1)
-    chosen = alone_test[np.arange(len(alone)), alone.argmax(axis=1)]
-    number = {task: t for t, task in enumerate(data.tasks)}
-    rows = [
-        (None, task, lr, alone[t, lr], alone[t, lr])
-        for t, task in enumerate(data.tasks)
-        for lr in range(alone.shape[1])
-    ]
-    columns = ["source", "target", "lr", "score", "baseline"]
-    settled = False
-    for n in range(n_trials + 1):
-        trials = pd.DataFrame(rows, columns=columns).assign(
-            gain=lambda table: table["score"] - table["baseline"]
-        )
-        counts = trials.dropna().groupby(KEYS).size()
-        worth = order(trials)
-        left = worth[counts.reindex(worth.index).fillna(0) < alone.shape[1]]
-        ends = bool(worth.attrs.get("settled")) and not settled
-        settled = settled or ends
-        if n in SIZES or ends:
-            yield Found(n, 1 - spent / whole, best.copy(), chosen.copy(), ends)
-        target, source = left.idxmax()
-        t, s = number[target], number[source]
-        tried = {row[2] for row in rows if row[:2] == (source, target)}
-        gained = trials.dropna().groupby("lr")["gain"].mean()
-        lr = max({*range(alone.shape[1])} - tried, key=lambda lr: alone[t, lr] + gained.get(lr, 0))
-        rows.append((source, target, lr, dev[t, s, lr], alone[t, lr]))
-        spent += seconds[t, s, lr]
-        if dev[t, s, lr] > best[t]:
-            best[t], chosen[t] = dev[t, s, lr], test[t, s, lr]
-
-
-def searches(world: World, costs: Costs, tolerance: float) -> dict[str, tuple[Order, float, int]]:
-    """Name every order, with the seconds that it takes to make and its proxy scores a target."""
+def searches(
+    world: World, costs: Costs, options: argparse.Namespace
+) -> dict[str, tuple[Search, int, int]]:
+    """Name every search, with how many of it there are and its proxy scores a target."""
     seeds, sources = len(world.data.dev), len(world.data.tasks) - 1
     embedded = costs.seconds["attributions"] / seeds
-    again, everywhere = (
-        embedded + costs.seconds[looks] / seeds for looks in ("looked_at_again", "look")
-    )
-    return {
-        "learning, nothing measured before": (learning(world, 0, tolerance), embedded, 0),
-        "learning, eight re-ranked": (learning(world, LOOKED, tolerance), again, LOOKED),
-        "learning, all re-ranked": (learning(world, sources, tolerance), everywhere, sources),
-        "in the order of attributions": (by_rank(world, 0), embedded, 0),
-        "in that order, eight re-ranked": (by_rank(world, LOOKED), again, LOOKED),
+    spent = {
+        0: embedded,
+        LOOKED: embedded + costs.seconds["looked_at_again"] / seeds,
+        sources: embedded + costs.seconds["look"] / seeds,
     }
+    found: dict[str, tuple[Search, int, int]] = {}
+    for looked, name in ((0, ", attributions alone"), (LOOKED, ", eight"), (sources, ", all")):
+        name += " re-ranked" if looked else ""
+        rule = learning_rule(world, world.candidates(), looked)
+        searched = with_optuna(world, rule, spent[looked], options.trials, options.tolerance)
+        found[f"LearningRule{name}"] = searched, options.seeds, looked
+    for looked, name in ((0, "order of attributions"), (LOOKED, "that order, eight re-ranked")):
+        searched = in_an_order(world, by_rank(world, looked), spent[looked], options.trials)
+        found[name] = searched, 1, looked
+    drawn = in_an_order(world, at_random(world), 0.0, options.trials)
+    return found | {"at random": (drawn, options.seeds, 0)}
 
 
 class Results:
@@ -150,7 +217,7 @@ class Results:
     def __init__(self, world: World, title: str) -> None:
         data = world.data
         everything = np.ones((len(data.tasks),) * 2, dtype=bool)
-        self._best, self.alone = data.chosen(everything), data.chosen(~everything)
+        self._best, self._alone = data.chosen(everything), data.chosen(~everything)
         dev = data.dev.mean(axis=0).reshape(len(data.tasks), -1)
         self._dev_alone = data.dev_baseline.mean(axis=0).max(axis=1)
         self._dev_best = np.maximum(np.nanmax(dev, axis=1), self._dev_alone)
@@ -163,21 +230,38 @@ class Results:
     @property
     def nothing(self) -> Scores:
         """What is lost by no transfer at all, on test."""
-        return self._best - self.alone
+        lost: Scores = self._best - self._alone
+        return lost
 
-    def add(self, name: str, found: list[Found], looks: int) -> None:
-        """Add a row: one search, or the mean of several."""
-        test, dev = (np.mean([getattr(x, of) for x in found], axis=0) for of in ("test", "dev"))
-        kept_on_dev = 1 - (self._dev_best - dev).mean() / (self._dev_best - self._dev_alone).mean()
+    def add(self, name: str, when: str, found: list[Found], looks: int) -> None:
+        """Add a row: one search, or several; an interval is over targets, of their means."""
+        test = np.mean([x.test for x in found], axis=0)
+        attainable = (self._dev_best - self._dev_alone).mean()
+        on_dev = [1 - (self._dev_best - x.dev).mean() / attainable for x in found]
+        on_test = [1 - (self._best - x.test).mean() / self.nothing.mean() for x in found]
+        trials = f"{np.mean([x.trials for x in found]):.0f}, settled"
         self.table.add_row(
             name,
-            f"{found[0].trials}{', settled' if found[0].settled else ''}",
+            trials if when == "settled" else when,
             f"{np.mean([x.saved for x in found]):.1%}",
-            f"{kept_on_dev:.0%}",
-            f"{1 - (self._best - test).mean() / self.nothing.mean():.0%}",
+            *(f"{np.mean(x):.0%} ({min(x):.0%} to {max(x):.0%})" for x in (on_dev, on_test)),
             "{:.4f} ({:.4f}, {:.4f})".format(*interval(self._best - test)),
             str(looks),
         )
+
+
+def known_from_other_seeds(data: Measured, count: int) -> list[float]:
+    """Share of a seed's gain on dev that the trials keep which are best by the other seeds'."""
+    shares = []
+    for seed in range(len(data.dev)):
+        others = [other for other in range(len(data.dev)) if other != seed]
+        flat = data.dev.reshape(*data.dev.shape[:2], -1)
+        alone, own = data.dev_baseline[seed].max(axis=1), np.nan_to_num(flat[seed])
+        best = np.argsort(-np.nan_to_num(flat[others].mean(axis=0)), axis=1)[:, :count]
+        kept = np.maximum(np.take_along_axis(own, best, axis=1).max(axis=1), alone)
+        most = np.maximum(own.max(axis=1), alone)
+        shares.append(1 - (most - kept).mean() / (most - alone).mean())
+    return shares
 
 
 def main() -> None:
@@ -187,31 +271,34 @@ def main() -> None:
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--trials", type=int, default=max(SIZES), help="on pairs, at most")
     parser.add_argument("--tolerance", type=float, default=0.005, help="of the settled search")
-    parser.add_argument("--random", type=int, default=10, help="searches at random")
+    parser.add_argument("--seeds", type=int, default=10, help="of each search that draws")
     options = parser.parse_args()
+    optuna.logging.set_verbosity(logging.ERROR)
     console = Console(width=150)
     for way, split in itertools.product(options.ways, options.splits):
         world = World.read(way, options.metric, split)
         costs = read_costs(HERE / "overhead-4.csv", [0, 1, 2])
-        n_targets = len(world.data.tasks)
-        results = Results(
-            world, f"{way} transfer, {options.metric} on {split}, all targets at once"
-        )
-        for name, made in searches(world, costs, options.tolerance).items():
-            order, overhead, looked = made
-            for found in search(world, order, overhead, options.trials):
-                results.add(name, [found], looked * n_targets)
-        drawn = [
-            [*search(world, at_random(world, seed), 0.0, options.trials)]
-            for seed in range(options.random)
-        ]
-        for of_size in zip(*drawn, strict=True):
-            results.add("at random", [*of_size], 0)
+        title = f"{way} transfer, {options.metric} on {split}, all targets at once"
+        results = Results(world, title)
+        for name, (search, seeds, looked) in searches(world, costs, options).items():
+            found: dict[str, list[Found]] = {}
+            for when, what in itertools.chain.from_iterable(map(search, range(seeds))):
+                found.setdefault(when, []).append(what)
+            for when, several in found.items():
+                results.add(name, when, several, looked * len(world.data.tasks))
         console.print(results.table)
+        known = (
+            f"{count} a target keep {np.mean(x):.0%} ({min(x):.0%} to {max(x):.0%})"
+            for count in (1, 2, 3)
+            for x in [known_from_other_seeds(world.data, count)]
+        )
         console.print(
             "Regret of no transfer: {:.4f} ({:.4f}, {:.4f}). ".format(*interval(results.nothing))
-            + f"{len(world.data.dev)} seeds; settled: no pair's next trial is expected to improve "
-            f"its target by more than {options.tolerance:g}. At random: mean of {options.random}."
+            + f"Scores are means of {len(world.data.dev)} seeds. Means of {options.seeds} searches "
+            f"(their range), of the fixed orders one; regret with its 95% interval over targets. "
+            f"Settled: no pair's next trial is expected to improve its target by more than "
+            f"{options.tolerance:g}.\nOf one seed's gain on dev the trials that are best by the "
+            f"other seeds: {'; '.join(known)}."
         )
 
 
