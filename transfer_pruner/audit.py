@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from transfer_pruner.equality import SameValues
 from transfer_pruner.records import TrialRecord, is_maximizing
 
 
-@dataclass(frozen=True)
-class AuditEstimate:
+@dataclass(frozen=True, eq=False)
+class AuditEstimate(SameValues):
     """What elimination misses, as the audit trials show it.
 
     Attributes

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from transfer_pruner.equality import SameValues
 from transfer_pruner.tasks import PairParams as PairParams  # as in 0.1
 from transfer_pruner.tasks import Source, plain_source, task_name
 from transfer_pruner.tasks import source_name as source_name
@@ -17,8 +18,8 @@ from transfer_pruner.tasks import source_name as source_name
 Outcome = Literal["trained", "eliminated", "failed"]
 
 
-@dataclass(frozen=True)
-class TrialRecord:
+@dataclass(frozen=True, eq=False)
+class TrialRecord(SameValues):
     """One trial of a search, as a host reports it.
 
     Attributes

@@ -17,13 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transfer_pruner.avoided import AvoidedSeconds, distinct_trials
+from transfer_pruner.equality import SameValues
 from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.tasks import Source, is_baseline
 
 
-@dataclass(frozen=True)
-class Savings:
+@dataclass(frozen=True, eq=False)
+class Savings(SameValues):
     """Seconds spent and saved by a search with elimination; all in wall-clock seconds.
 
     Attributes
@@ -288,8 +289,8 @@ def scoring_seconds_of(records: Iterable[TrialRecord], known: float = 0.0) -> fl
     return max([known, *(record.scoring_seconds for record in records)])
 
 
-@dataclass(frozen=True)
-class Regret:
+@dataclass(frozen=True, eq=False)
+class Regret(SameValues):
     """What keeping only some pairs loses, in units of the reported score.
 
     Attributes

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_pruner.embedding import TaskEmbedding
+from transfer_pruner.equality import SameValues
 from transfer_pruner.pairs import attribution_score, pair_columns
 from transfer_pruner.records import TrialRecord
 from transfer_pruner.rule.elimination import EliminationRule
@@ -22,8 +23,8 @@ from transfer_pruner.tasks import FloatArray
 from transfer_pruner.transfers import transfers_from_records
 
 
-@dataclass(frozen=True)
-class RankingTrust:
+@dataclass(frozen=True, eq=False)
+class RankingTrust(SameValues):
     """How the predicted order of sources and the measured one have agreed so far.
 
     Attributes

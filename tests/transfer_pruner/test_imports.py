@@ -125,7 +125,7 @@ def test_no_import_leads_back_to_where_it_came_from() -> None:
 
 
 def test_rooms_import_one_way() -> None:
-    ground = ("tasks", "exceptions", "files", "_version", "autologging")
+    ground = ("tasks", "exceptions", "files", "equality", "_version", "autologging")
     levels = [
         *(("embedding", "records"), ("pairs",), ("predictor",), ("rule", "savings", "audit")),
         *(("tables",), ("plotting",), ("report",), ("cli",)),

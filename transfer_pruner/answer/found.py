@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transfer_pruner.equality import SameValues
 from transfer_pruner.tasks import Source, source_name
 
 ALONE = "training alone"
@@ -37,8 +38,8 @@ _ORDER = [
 ]
 
 
-@dataclass(frozen=True)
-class Configuration:
+@dataclass(frozen=True, eq=False)
+class Configuration(SameValues):
     """A source with hyperparameters, and what its finished trials came to.
 
     Attributes
@@ -96,8 +97,8 @@ class Configuration:
         return f"{self.source_name} with {self.settings}" if self.settings else self.source_name
 
 
-@dataclass(frozen=True)
-class TargetAnswer:
+@dataclass(frozen=True, eq=False)
+class TargetAnswer(SameValues):
     """What a search found for one target.
 
     Attributes
@@ -209,8 +210,8 @@ class TargetAnswer:
         return f"{said} ({self.certainty})."
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, eq=False)
+class Answer(SameValues):
     """What a search found for every target.
 
     Attributes

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from transfer_pruner.equality import SameValues
 from transfer_pruner.rule.decision import Decision
 from transfer_pruner.trust import RankingTrust
 
 _ALIKE = ("cka", "cosine")
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, eq=False)
+class Standing(SameValues):
     """Where a pair stands in one feature among all sources of its target.
 
     Attributes
@@ -40,8 +41,8 @@ class Standing:
     high: float
 
 
-@dataclass(frozen=True)
-class LayerComparison:
+@dataclass(frozen=True, eq=False)
+class LayerComparison(SameValues):
     """How alike source and target are in one layer.
 
     Attributes
@@ -69,8 +70,8 @@ class TokenAttribution:
     target: float
 
 
-@dataclass(frozen=True)
-class Contribution:
+@dataclass(frozen=True, eq=False)
+class Contribution(SameValues):
     """What one feature adds to the score.
 
     Attributes
@@ -89,8 +90,8 @@ class Contribution:
     others: float
 
 
-@dataclass(frozen=True)
-class MeasuredPair:
+@dataclass(frozen=True, eq=False)
+class MeasuredPair(SameValues):
     """A measured pair that the predictor takes for a similar one.
 
     Attributes
@@ -108,8 +109,8 @@ class MeasuredPair:
     distance: float
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, eq=False)
+class Explanation(SameValues):
     """Why a pair was eliminated or kept.
 
     Attributes

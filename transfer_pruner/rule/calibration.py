@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from transfer_pruner.autologging import unlogged
+from transfer_pruner.equality import SameValues
 from transfer_pruner.exceptions import TransferPrunerWarning
 from transfer_pruner.pairs import named_pairs, pair_columns
 from transfer_pruner.rule.decided import DecidedPairs
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, eq=False)
+class Calibration(SameValues):
     """What calibration found.
 
     Attributes

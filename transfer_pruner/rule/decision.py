@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from transfer_pruner.equality import SameValues
 from transfer_pruner.rule.columns import packed, unpacked
 from transfer_pruner.rule.reasons import reason, taken_apart
 from transfer_pruner.tasks import FloatArray, task_name
@@ -28,8 +29,8 @@ _OF_REASON = ("why", "target", "rank", "candidates")
 _OF_FORM = ("form", "score", "best", "chance", "priority")
 
 
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, eq=False)
+class Decision(SameValues):
     """What the rule says of a pair.
 
     Attributes
