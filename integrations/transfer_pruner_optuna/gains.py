@@ -11,16 +11,34 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_pruner.rule.tried import Pair
 from transfer_pruner.tasks import PairParams
 from transfer_pruner_optuna._private import SeenStudy, study_key, trials_read, whole_study
 
-_Levels = dict[str, float]
-"""What is subtracted from a target's scores."""
+
+@dataclass(slots=True)
+class _Finished:
+    """A trial that has finished, and what it was shown as with what was subtracted then."""
+
+    trial: FrozenTrial
+    pair: Pair | None
+    shown: FrozenTrial
+    level: float = math.nan
+
+
+@dataclass
+class _Reading:
+    """What was read last of a study: all trials, and what is subtracted from a target's scores."""
+
+    trials: list[FrozenTrial] = field(default_factory=list)
+    levels: dict[str, float] = field(default_factory=dict)
+    finished: dict[int, _Finished] = field(default_factory=dict)
 
 
 class Gains:
@@ -37,9 +55,7 @@ class Gains:
 
     def __init__(self, pair_of: PairParams) -> None:
         self._pair_of = pair_of
-        # Of the trials that were read last, and of each trial what it was shown as.
-        self._levels: dict[Hashable, tuple[list[FrozenTrial], _Levels]] = {}
-        self._shown: dict[tuple[Hashable, int], tuple[FrozenTrial, float, FrozenTrial]] = {}
+        self._readings: dict[Hashable, _Reading] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_pair_of": self._pair_of}
@@ -56,40 +72,54 @@ class Gains:
         return shown  # type: ignore[no-any-return]
 
     def _of_trials(self, study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        key, every = study_key(study), trials_read(whole_study(study))
-        known = self._levels.get(key)
-        if known is None or known[0] is not every:
-            known = self._levels[key] = every, self._levels_of(every)
-        return [self._of_trial(key, known[1], trial) for trial in trials]
+        reading = self._readings.setdefault(study_key(study), _Reading())
+        every = trials_read(whole_study(study))
+        if reading.trials is not every:
+            reading.trials, reading.levels = every, self._levels(reading, every)
+        levels = reading.levels
+        return [
+            self._shown(self._finished(reading, trial), levels)
+            if trial.state.is_finished()
+            else trial
+            for trial in trials
+        ]
 
-    def _levels_of(self, trials: Iterable[FrozenTrial]) -> _Levels:
+    def _finished(self, reading: _Reading, trial: FrozenTrial) -> _Finished:
+        found = reading.finished.get(trial.number)
+        if found is None or found.trial is not trial:
+            has_pair = self._pair_of.is_in(trial.params)
+            pair = self._pair_of(trial.params) if has_pair else None
+            found = reading.finished[trial.number] = _Finished(trial, pair, trial)
+        return found
+
+    def _levels(self, reading: _Reading, trials: Iterable[FrozenTrial]) -> dict[str, float]:
         baselines, scores = defaultdict(list), defaultdict(list)
         for trial in trials:
-            if trial.state != TrialState.COMPLETE or not self._pair_of.is_in(trial.params):
+            if trial.state != TrialState.COMPLETE:
                 continue
-            source, target = self._pair_of(trial.params)
-            if math.isfinite(value := trial.values[0]):
+            pair = self._finished(reading, trial).pair
+            if pair is not None and math.isfinite(value := trial.values[0]):
+                source, target = pair
                 scores[target].append(value)
                 if source is None:
                     baselines[target].append(value)
         return {target: _mean(baselines.get(target, of)) for target, of in scores.items()}
 
-    def _of_trial(self, key: Hashable, levels: _Levels, trial: FrozenTrial) -> FrozenTrial:
-        if not trial.state.is_finished() or not self._pair_of.is_in(trial.params):
-            return trial
-        level = levels.get(self._pair_of(trial.params)[1])
+    def _shown(self, finished: _Finished, levels: dict[str, float]) -> FrozenTrial:
+        if finished.pair is None:
+            return finished.trial
+        level = levels.get(finished.pair[1])
         if level is None:
             # Nothing of its target has a score: what was reported before a trial was stopped.
             level = _mean(levels.values()) if levels else 0.0
-        of, at, shown = self._shown.get((key, trial.number), (None, math.nan, trial))
-        if of is not trial or at != level:
-            shown = copy.copy(trial)
-            if trial.values is not None:
-                shown.values = [value - level for value in trial.values]
-            steps = trial.intermediate_values.items()
+        if finished.level != level:
+            shown = copy.copy(finished.trial)
+            if shown.values is not None:
+                shown.values = [value - level for value in shown.values]
+            steps = shown.intermediate_values.items()
             shown.intermediate_values = {step: value - level for step, value in steps}
-            self._shown[key, trial.number] = trial, level, shown
-        return shown
+            finished.level, finished.shown = level, shown
+        return finished.shown
 
 
 def _mean(values: Iterable[float]) -> float:
