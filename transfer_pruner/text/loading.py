@@ -24,7 +24,7 @@ try:
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
         AutoTokenizer,
-        PreTrainedConfig,
+        PretrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
     )
@@ -115,9 +115,9 @@ def load_classifier(
     return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
 
 
-def load_config(folder: Path) -> PreTrainedConfig:
+def load_config(folder: Path) -> PretrainedConfig:
     """Read the configuration of a folder's model."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(
+    config: PretrainedConfig = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     return config

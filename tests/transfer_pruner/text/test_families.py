@@ -18,7 +18,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -123,7 +123,7 @@ TINY_EYES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 TINY_EYES |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
 
 
-def small_config(family: str, **changes: Any) -> PreTrainedConfig:
+def small_config(family: str, **changes: Any) -> PretrainedConfig:
     if family in ("gemma3", "modernvbert", "ultravbert", "qwen3_5"):
         eyes = {"depth": 1, "num_heads": 2, "out_hidden_size": 32} if family == "qwen3_5" else {}
         words = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}.get(
