@@ -33,7 +33,8 @@ class TrialRecord(SameValues):
         A trial that a wrapped pruner stopped early has trained.
     seconds : float
         Wall-clock seconds that the trial took; for an eliminated one, what deciding took. Negative
-        ones, of a clock that was set back meanwhile, are 0.
+        ones, of a clock that was set back meanwhile, are 0; so are those that are no finite number,
+        since a host's own report must not end a search.
     value : float
         The objective's value; NaN if there is none.
     score, probability : float
@@ -54,11 +55,6 @@ class TrialRecord(SameValues):
 
     Source and target are named as `transfer_pruner.tasks.task_name` does; a source that is the
     target is None.
-
-    Raises
-    ------
-    ValueError
-        If `seconds` is no finite number.
 
     Examples
     --------
@@ -86,12 +82,8 @@ class TrialRecord(SameValues):
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", plain_source(self.source, self.target))
         object.__setattr__(self, "target", str(task_name(self.target)))
-        if not math.isfinite(self.seconds):
-            raise ValueError(
-                f"seconds must be a finite number but got {self.seconds} in trial {self.number}: "
-                "give 0 where a trial's time is not known."
-            )
-        object.__setattr__(self, "seconds", max(0.0, float(self.seconds)))
+        seconds = float(self.seconds)
+        object.__setattr__(self, "seconds", max(0.0, seconds) if math.isfinite(seconds) else 0.0)
 
 
 def is_maximizing(records: Iterable[TrialRecord], maximize: bool | None = None) -> bool:
