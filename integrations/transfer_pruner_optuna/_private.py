@@ -52,6 +52,9 @@ class SeenStudy:
         self._seen_of, self._seen = study, seen
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_seen_of" not in self.__dict__:
+            # A copy that is being made has nothing of its own yet.
+            raise AttributeError(name)
         return getattr(self._seen_of, name)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -174,3 +175,10 @@ def test_tpe_learns_a_hyperparameter_from_gains_where_targets_are_unlike() -> No
         asked.append(trial.params["lr"])
         study.tell(trial, state=TrialState.FAIL)
     assert sum(asked) / len(asked) > 0.6
+
+
+def test_a_sampler_may_copy_what_it_sees() -> None:
+    study = study_of(finished(None, "news", 0.5), finished("advice", "news", 0.7))
+    seen = copy.copy(Gains(PairParams()).study(study))
+    assert [round(trial.value or 0.0, 6) for trial in seen.trials] == [0.0, 0.2]
+    assert seen.study_name == study.study_name
